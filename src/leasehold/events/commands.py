@@ -1,0 +1,101 @@
+"""Commands: pure decisions, appended by compare-and-set.
+
+An aggregate folds its entity's events to a state; ``decide(state, command)`` answers with the
+payloads to append, or raises the error the caller gets. Nothing is written when it raises. On a
+conflict the state is caught up and the decision taken again. Commands are written to be
+idempotent: one that was applied already decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from leasehold.core.clock import Clock
+from leasehold.events.event import Entity, Event, NewEvent, Timer, WillBlock
+from leasehold.events.log import Log, VersionConflict
+
+CONFLICT_RETRIES = 16
+"""Decisions taken again before a caller is told that the entity is too busy."""
+
+CACHED_STATES = 10_000
+"""States kept between commands; the least recently used is folded again when needed."""
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to append: registered payloads, with ids where the fact has a key; and timers."""
+
+    payloads: Sequence[msgspec.Struct] = ()
+    ids: Sequence[str] = ()
+    timers: Sequence[Timer] = ()
+
+
+class Commands(Generic[S]):
+    """Runs commands on the entities of one kind.
+
+    ``initial`` makes the state before the first event; ``fold(state, event)`` returns the next one
+    (it may mutate and return the same object).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        *,
+        kind: str,
+        initial: Callable[[str], S],
+        fold: Callable[[S, Event], S],
+    ) -> None:
+        self.log = log
+        self.clock = clock
+        self.kind = kind
+        self._initial = initial
+        self._fold = fold
+        self._cache: OrderedDict[str, tuple[S, str | None]] = OrderedDict()
+
+    async def state(self, id: str) -> S:
+        """The state of an entity as of now."""
+        return (await self._catch_up(id))[0]
+
+    async def run(self, id: str, decide: Callable[[S], Decision | None]) -> list[Event]:
+        """Decide on the newest state and append; returns the appended events, empty for none."""
+        entity = Entity(self.kind, id)
+        for attempt in range(CONFLICT_RETRIES):
+            state, head = await self._catch_up(id)
+            decision = decide(state)
+            if decision is None or not (decision.payloads or decision.timers):
+                return []
+            new = [
+                NewEvent.of(
+                    payload,
+                    id=decision.ids[i] if i < len(decision.ids) else "",
+                    clock=self.clock,
+                )
+                for i, payload in enumerate(decision.payloads)
+            ]
+            try:
+                return await self.log.append(entity, head, new, timers=decision.timers)
+            except VersionConflict:
+                if attempt == CONFLICT_RETRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _catch_up(self, id: str) -> tuple[S, str | None]:
+        cached = self._cache.get(id)
+        state, tail = cached if cached is not None else (self._initial(id), None)
+        # Taken out while folding: a second caller must not fold into the same object.
+        self._cache.pop(id, None)
+        async for event in self.log.read(Entity(self.kind, id), after=tail):
+            if not isinstance(event, WillBlock):
+                state, tail = self._fold(state, event), event.id
+        self._cache[id] = (state, tail)
+        if len(self._cache) > CACHED_STATES:
+            self._cache.popitem(last=False)
+        return state, tail
