@@ -1,0 +1,51 @@
+# Everything starts here: `make demo` to see it, `make test` to trust it.
+PYTHON = .venv/bin/python
+PYTEST = $(PYTHON) -m pytest -q
+
+.PHONY: setup dev demo test lint format bench docs fuzz soak sim wheel lock clean
+
+setup:          ## what the demo needs: OS packages and a virtual environment
+	@scripts/setup
+
+dev:            ## what the tests need
+	@scripts/setup --dev
+
+demo: setup     ## from nothing to a running workload, on this machine
+	@.venv/bin/leasehold demo
+
+test: dev       ## unit, integration, acceptance and regression tests
+	@$(PYTEST) -m "not soak and not kubernetes and not fuzz" tests
+
+lint: dev       ## style, types and the rules on who may import whom
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: dev
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+bench: dev      ## every benchmark, with its peers; BENCH="name …" for some
+	@$(PYTHON) -m bench $(or $(BENCH),all)
+
+docs: dev
+	@.venv/bin/mkdocs build --strict --quiet
+
+fuzz: dev       ## one minute of coverage-guided fuzzing
+	@$(PYTEST) -m fuzz tests/fuzz
+
+soak: dev       ## long crash storms
+	@$(PYTEST) -m soak tests
+
+sim: dev        ## the simulators at full size
+	@$(PYTHON) -m sim
+
+wheel: dev
+	@$(PYTHON) -m build --no-isolation --outdir dist .
+
+lock:           ## pin every dependency with hashes
+	@scripts/lock
+
+clean:
+	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache

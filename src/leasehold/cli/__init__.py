@@ -1,0 +1,28 @@
+"""The command line. Every command lives in a module of its own, imported only when it runs.
+
+``COMMANDS`` is the whole table: name, module that exposes ``app``, and the line ``--help`` shows.
+Errors are printed in plain words (as JSON with ``--json``) and end with the exit code of their kind.
+"""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("leasehold.cli.up", "run every role on this machine"),
+    "demo": ("leasehold.cli.demo", "see a deployment go from order to first answer"),
+    "deploy": ("leasehold.cli.deploy", "deploy an SDL file and wait until it answers"),
+    "status": ("leasehold.cli.status", "one screen: what runs here and how it is"),
+    "lease": ("leasehold.cli.lease", "list, explain, follow and close leases"),
+    "account": ("leasehold.cli.account", "make and show accounts"),
+    "sdl": ("leasehold.cli.sdl", "convert and validate SDL files"),
+    "config": ("leasehold.cli.config", "show settings and where they come from"),
+    "doctor": ("leasehold.cli.doctor", "say at once what this machine lacks"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the ``leasehold`` command; exits with the code of the outcome."""
+    from leasehold.cli.frame import run
+
+    sys.exit(run(sys.argv[1:] if argv is None else argv))

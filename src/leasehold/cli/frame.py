@@ -1,0 +1,108 @@
+"""How a command is found, run, and how its failure is shown."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+from typer._click.exceptions import ClickException
+from typer.core import TyperGroup
+
+from leasehold import __version__
+from leasehold.cli import COMMANDS
+from leasehold.core.errors import LeaseholdError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command's module only when that command runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            near = difflib.get_close_matches(cmd_name, COMMANDS, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No command {cmd_name!r}.{hint} See 'leasehold --help'.")
+        command = typer.main.get_command(importlib.import_module(entry[0]).app)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+root = typer.Typer(
+    cls=LazyGroup,
+    name="leasehold",
+    help="Rent out a Linux machine: turns won leases into running workloads.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@root.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", is_eager=True, callback=_version
+    ),
+) -> None: ...
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        command = typer.main.get_command(root)
+        result = command.main(args=argv, prog_name="leasehold", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LeaseholdError as error:
+        show(error, as_json="--json" in argv)
+        return error.kind.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except typer.Exit as leave:
+        return leave.exit_code
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+
+
+def show(error: LeaseholdError, *, as_json: bool) -> None:
+    """Print an error for people on stderr, or as JSON on stdout."""
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}))
+        return
+    red, dim, plain = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if _colours() else ("", "", "")
+    print(f"{red}error{plain}: {error.message} {dim}[{error.code}]{plain}", file=sys.stderr)
+    listed = error.violations[1:] if len(error.violations) > 1 else ()
+    for violation in listed:
+        where = f"{violation.path}: " if violation.path else ""
+        print(f"       {where}{violation.message}", file=sys.stderr)
+    if not listed:
+        for name, value in (("expected", error.expected), ("got", error.got)):
+            if value:
+                print(f"       {dim}{name}{plain} {value}", file=sys.stderr)
+
+
+def _colours() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
