@@ -94,12 +94,15 @@ class WillBlock(NamedTuple):
 
 
 class Timer(NamedTuple):
-    """Wake the entity's activity at ``due_at`` (seconds UTC). None cancels the timer of that name,
-    with ``only_if`` given only as long as it is still due at exactly that time."""
+    """Wake ``entity``'s activity at ``due_at`` (seconds UTC). None cancels the timer of that name.
+
+    With ``was``, nothing happens unless the stored due time is exactly that: whoever handled a
+    timer that fired cancels that one, and not the one somebody set in the meantime.
+    """
 
     name: str
     due_at: float | None
-    only_if: float | None = None
+    was: float | None = None
 
 
 class DueTimer(NamedTuple):

@@ -68,6 +68,33 @@ class Trimmed(LeaseholdError):
         super().__init__("tail_trimmed", f"{entity} was trimmed past {tail}", kind=Kind.CONFLICT)
 
 
+def refuse_oversized(entity: Entity, events: Sequence[NewEvent]) -> None:
+    """What every backend refuses before it does any work."""
+    if len(events) > MAX_APPEND_EVENTS:
+        raise LeaseholdError(
+            "append_too_large",
+            f"too many events in one append to {entity}; append them in parts",
+            kind=Kind.TOO_LARGE,
+            expected=f"at most {MAX_APPEND_EVENTS}",
+            got=len(events),
+        )
+    for event in events:
+        if len(event.data) > MAX_EVENT_BYTES:
+            raise LeaseholdError(
+                "event_too_large",
+                f"event {event.type} of {entity} is too large; store the content, log its digest",
+                kind=Kind.TOO_LARGE,
+                expected=f"at most {MAX_EVENT_BYTES} bytes",
+                got=len(event.data),
+            )
+    if len({event.id for event in events}) != len(events):
+        raise LeaseholdError(
+            "event_id_twice",
+            f"two events of one append to {entity} have the same id",
+            kind=Kind.INVALID,
+        )
+
+
 class Log(Protocol):
     """Append, read, be told. One instance per process; safe for concurrent tasks of one loop."""
 
@@ -84,8 +111,11 @@ class Log(Protocol):
         """Commit all of it or none.
 
         ``parent`` is the head the caller decided upon: None for a new entity, :data:`ANY` for no
-        check. Events whose ids the entity already has are returned as they were committed, and
-        nothing is appended. ``events`` may be empty, to commit timers and a checkpoint alone.
+        check. Events whose ids the entity already has are not appended again but returned as they
+        were committed; when all of them are known, a ``parent`` that is not the head is no
+        conflict but an append done before, of which nothing is applied a second time. ``events``
+        may be empty, to commit timers and a checkpoint alone.
+
         Raises :class:`VersionConflict`, :class:`StaleOwner`, or ``LeaseholdError`` with kind
         UNAVAILABLE when the store does not answer (then nothing is known to be committed: append
         again with the same ids).
@@ -96,11 +126,14 @@ class Log(Protocol):
         self, entity: Entity, after: str | None = None, *, watch: bool = False
     ) -> AsyncIterator[Event | WillBlock]:
         """Events after ``after``, oldest first; then the end, or with ``watch`` a
-        :class:`WillBlock` each time there is nothing left, and what comes next."""
+        :class:`WillBlock` each time there is nothing left, and what comes next.
+
+        Raises :class:`Trimmed` when ``after`` is not (or no longer) in the history: read again
+        from the beginning, which is the snapshot after a trim."""
         ...
 
     def read_all(self, after_seq: int = 0, *, limit: int = 1000) -> AsyncIterator[Event]:
-        """Every event of the log in commit order, up to the newest when called."""
+        """Every event of the log in commit order up to the newest, in pages of ``limit``."""
         ...
 
     async def head(self, entity: Entity) -> Head | None:
@@ -133,6 +166,11 @@ class Log(Protocol):
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         """All checkpoints of ``activity``."""
+        ...
+
+    async def trim(self, entity: Entity, keep_from: str) -> int:
+        """Forget the events before ``keep_from`` (an event that tells the state, a snapshot);
+        returns how many. Their ids are forgotten with them, so keep what may be appended again."""
         ...
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from leasehold.events.event import (
     Timer,
     WillBlock,
 )
-from leasehold.events.log import ANY, VersionConflict
+from leasehold.events.log import ANY, Trimmed, VersionConflict, refuse_oversized
 from leasehold.events.signals import SignalHub
 
 
@@ -28,9 +28,10 @@ class MemoryLog:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
-        self._all: list[Event] = []
+        self._all: list[Event | None] = []
         self._by_entity: dict[Entity, list[Event]] = {}
         self._ids: dict[tuple[Entity, str], Event] = {}
+        self._trimmed: dict[Entity, str | None] = {}
         self._timers: dict[tuple[Entity, str], float] = {}
         self._checkpoints: dict[str, dict[Entity, Checkpoint]] = {}
         self._hub = SignalHub()
@@ -46,43 +47,51 @@ class MemoryLog:
         checkpoint: Checkpoint | None = None,
         epoch: int | None = None,
     ) -> list[Event]:
+        refuse_oversized(entity, events)
         if self._closed:
             raise not_running("event log")
         history = self._by_entity.get(entity, [])
-        known = [self._ids[key] for e in events if (key := (entity, e.id)) in self._ids]
-        if events and len(known) == len(events):
-            return known
+        found = [self._ids.get((entity, new.id)) for new in events]
         head = history[-1].id if history else None
         if parent not in (ANY, head):
+            if events and None not in found:
+                return [event for event in found if event is not None]
             raise VersionConflict(entity, parent, head)
-        committed = []
-        for new in events:
-            event = Event(
-                len(self._all) + 1, entity, new.id, head, new.type, new.data, self.clock.now()
-            )
-            self._all.append(event)
-            self._by_entity.setdefault(entity, []).append(event)
-            self._ids[entity, new.id] = event
-            committed.append(event)
-            head = new.id
+        committed: list[Event] = []
+        fresh = False
+        for new, old in zip(events, found, strict=True):
+            if old is None:
+                old = Event(
+                    len(self._all) + 1, entity, new.id, head, new.type, new.data, self.clock.now()
+                )
+                self._all.append(old)
+                self._by_entity.setdefault(entity, []).append(old)
+                self._ids[entity, new.id] = old
+                head, fresh = new.id, True
+            committed.append(old)
         for timer in timers:
-            if timer.due_at is None:
-                if timer.only_if in (None, self._timers.get((entity, timer.name))):
-                    self._timers.pop((entity, timer.name), None)
-            else:
-                self._timers[entity, timer.name] = timer.due_at
+            self._set_timer(entity, timer)
         if checkpoint is not None:
             kept = self._checkpoints.setdefault(checkpoint.activity, {})
             if checkpoint.state is None:
                 kept.pop(entity, None)
             else:
                 kept[entity] = checkpoint
-        if committed:
-            last = committed[-1]
+        if fresh:
+            last = self._by_entity[entity][-1]
             self._hub.publish([Signal(entity, last.id, last.seq)])
         elif timers:
-            self._hub.publish([Signal(entity, head or "", len(self._all))])
+            self._hub.publish([])
         return committed
+
+    def _set_timer(self, entity: Entity, timer: Timer) -> None:
+        key = (entity, timer.name)
+        if timer.was is not None and self._timers.get(key) != timer.was:
+            return
+        if timer.due_at is None:
+            self._timers.pop(key, None)
+        else:
+            self._timers[key] = timer.due_at
 
     async def read(
         self, entity: Entity, after: str | None = None, *, watch: bool = False
@@ -94,25 +103,28 @@ class MemoryLog:
                 for event in self._after(entity, tail):
                     yield event
                     tail = event.id
+                if changed.is_set():
+                    continue
                 if not watch:
                     return
-                if self._after(entity, tail):
-                    continue
                 yield WillBlock(tail)
                 await changed.wait()
 
     def _after(self, entity: Entity, tail: str | None) -> list[Event]:
         history = self._by_entity.get(entity, [])
-        if tail is None:
+        if tail is None or tail == self._trimmed.get(entity):
             return list(history)
-        known = self._ids.get((entity, tail))
-        if known is None:
-            raise VersionConflict(entity, tail, history[-1].id if history else None)
-        return [event for event in history if event.seq > known.seq]
+        if (entity, tail) not in self._ids:
+            raise Trimmed(entity, tail)
+        start = len(history)
+        while history[start - 1].id != tail:
+            start -= 1
+        return history[start:]
 
     async def read_all(self, after_seq: int = 0, *, limit: int = 1000) -> AsyncIterator[Event]:
         for event in self._all[after_seq:]:
-            yield event
+            if event is not None:
+                yield event
 
     async def head(self, entity: Entity) -> Head | None:
         history = self._by_entity.get(entity)
@@ -132,7 +144,7 @@ class MemoryLog:
         with self._hub.subscribe() as subscription:
             start = len(self._all) if after_seq is None else after_seq
             yield Subscribed(start)
-            missed = {e.entity: Signal(e.entity, e.id, e.seq) for e in self._all[start:]}
+            missed = {e.entity: Signal(e.entity, e.id, e.seq) for e in self._all[start:] if e}
             for signal in missed.values():
                 yield signal
             while True:
@@ -150,6 +162,20 @@ class MemoryLog:
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         return dict(self._checkpoints.get(activity, {}))
+
+    async def trim(self, entity: Entity, keep_from: str) -> int:
+        first = self._ids.get((entity, keep_from))
+        if first is None:
+            return 0
+        history = self._by_entity[entity]
+        gone = [event for event in history if event.seq < first.seq]
+        if gone:
+            self._trimmed[entity] = first.parent
+            self._by_entity[entity] = history[len(gone) :]
+        for event in gone:
+            self._all[event.seq - 1] = None
+            del self._ids[entity, event.id]
+        return len(gone)
 
     async def close(self) -> None:
         self._closed = True

@@ -1,0 +1,507 @@
+"""The embedded log: SQLite behind one group-committing writer thread.
+
+Appends of a loop turn are handed to the writer as one batch; while it is being made durable the
+next one gathers. So a batch is one hop between threads, a few set-wise statements and one fsync
+(WAL, ``synchronous=FULL``), however many callers wait for it. Readers have connections and threads
+of their own and never wait for the writer; what is fresh is answered from memory. The WAL is
+copied into the database while nobody appends, or when it grew past its limit.
+
+Exactly one process may open the file: others reach the log through the one that has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from leasehold.core import metrics
+from leasehold.core.clock import Clock
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
+from leasehold.core.logs import get_logger
+from leasehold.core.service import Service, State, not_running
+from leasehold.events import schema
+from leasehold.events.event import (
+    Checkpoint,
+    DueTimer,
+    Entity,
+    Event,
+    Head,
+    NewEvent,
+    Signal,
+    Subscribed,
+    Timer,
+    WillBlock,
+)
+from leasehold.events.log import Trimmed, refuse_oversized
+from leasehold.events.recent import Recent
+from leasehold.events.settings import EventsSettings
+from leasehold.events.signals import SignalHub
+from leasehold.events.sqlite_writer import Request, Writer
+
+READERS = 4
+"""Threads, each with a read-only connection."""
+
+PAGE = 500
+"""Events fetched by one query of a read."""
+
+BATCH_EVENTS = 5_000
+"""Events after which a batch is closed; a single larger append is a batch of its own."""
+
+IDLE = 0.25
+"""Seconds without an append after which the WAL is copied back."""
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+BATCH_SIZES = metrics.histogram(
+    "leasehold_events_batch_appends",
+    "Appends made durable by one fsync",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+APPEND_SECONDS = metrics.histogram(
+    "leasehold_events_append_seconds", "Time from the call of an append to its answer"
+)
+
+
+class SqliteLog(Service):
+    """A :class:`leasehold.events.log.Log` in the file ``path`` (made when missing)."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        clock: Clock | None = None,
+        settings: EventsSettings | None = None,
+    ) -> None:
+        super().__init__("event log", clock=clock)
+        self.path = Path(path)
+        self.settings = settings or EventsSettings()
+        self._inbox: queue.SimpleQueue[list[Request] | Callable[[Writer], None] | None] = (
+            queue.SimpleQueue()
+        )
+        self._pending: list[Request] = []
+        self._busy = False
+        self._closed = False
+        self._room = asyncio.Semaphore(self.settings.max_pending_appends)
+        self._idle = asyncio.Event()
+        self._wrote = asyncio.Event()
+        self._hub = SignalHub()
+        self._recent = Recent()
+        self._last_seq = 0
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+
+    # -- lifecycle -----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="log-reader")
+        self.resources.callback(self._close)
+        ready: asyncio.Future[int] = self._loop.create_future()
+        self._writer = threading.Thread(
+            target=self._write_forever, args=(ready,), name="log-writer", daemon=True
+        )
+        self._writer.start()
+        self._last_seq = await ready
+        self._idle.set()
+        self.spawn(self._copy_back_when_idle(), name="wal")
+
+    async def stop(self) -> None:
+        self._closed = True
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        await self.shutdown()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._inbox.put(None)
+        if hasattr(self, "_writer"):
+            self._writer.join()
+        self._readers.shutdown(wait=True)
+        for db in self._connections:
+            db.close()
+
+    # -- the writer's thread -------------------------------------------------------------------
+
+    def _write_forever(self, ready: asyncio.Future[int]) -> None:
+        lock = None
+        try:
+            lock = _lock(self.path)
+            db = _open(self.path)
+        except Exception as error:
+            if lock is not None:
+                os.close(lock)
+            refusal = error if isinstance(error, LeaseholdError) else _cannot_open(self.path, error)
+            self._loop.call_soon_threadsafe(_fail, ready, refusal)
+            return
+        try:
+            writer = Writer(db)
+            self._loop.call_soon_threadsafe(ready.set_result, writer.last_seq)
+            while (work := self._inbox.get()) is not None:
+                if callable(work):
+                    work(writer)
+                else:
+                    writer.commit(work, self.clock.now())
+                    self._loop.call_soon_threadsafe(self._done, work)
+        finally:
+            db.close()
+            os.close(lock)
+
+    def _done(self, batch: list[Request]) -> None:
+        """Back in the loop: answer the callers, tell the readers, hand over what gathered."""
+        signals = []
+        timers = False
+        for request in batch:
+            if request.fresh:
+                last = request.fresh[-1]
+                self._last_seq = last.seq
+                self._recent.add(request.fresh)
+                signals.append(Signal(request.entity, last.id, last.seq))
+            timers = timers or bool(request.timers)
+            if request.future.done():
+                continue
+            if request.error is not None:
+                request.future.set_exception(request.error)
+            else:
+                request.future.set_result(request.result)
+        if signals or timers:
+            self._hub.publish(signals)
+        BATCH_SIZES.observe(len(batch))
+        if self._pending:
+            self._hand_over()
+        else:
+            self._busy = False
+            self._idle.set()
+        self._wrote.set()
+
+    def _hand_over(self) -> None:
+        size = taken = 0
+        for request in self._pending:
+            size += len(request.events) + 1
+            if taken and size > BATCH_EVENTS:
+                break
+            taken += 1
+        batch, self._pending = self._pending[:taken], self._pending[taken:]
+        self._inbox.put(batch)
+
+    async def _copy_back_when_idle(self) -> None:
+        """Copy the WAL into the database between bursts, or in one when it is too long."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        while True:
+            await self._wrote.wait()
+            self._wrote.clear()
+            await self.clock.sleep(IDLE)
+            grown = wal.stat().st_size > self.settings.max_wal_bytes if wal.exists() else False
+            if self._wrote.is_set() and not grown:
+                continue
+            if grown:
+                # In the writer's own turn: only then can the file be cut to nothing.
+                await self._in_writer(
+                    lambda writer: writer.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                )
+            else:
+                await self._query(
+                    lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                )
+
+    async def _in_writer(self, work: Callable[[Writer], T]) -> T:
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run(writer: Writer) -> None:
+            try:
+                result = work(writer)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(_fail, done, error)
+            else:
+                self._loop.call_soon_threadsafe(_answer, done, result)
+
+        self._inbox.put(run)
+        return await done
+
+    # -- appending -----------------------------------------------------------------------------
+
+    async def append(
+        self,
+        entity: Entity,
+        parent: str | None,
+        events: Sequence[NewEvent],
+        *,
+        timers: Sequence[Timer] = (),
+        checkpoint: Checkpoint | None = None,
+        epoch: int | None = None,
+    ) -> list[Event]:
+        refuse_oversized(entity, events)
+        began = self.clock.monotonic()
+        async with self._room:
+            if self._closed or self.state not in (State.RUNNING, State.STOPPING):
+                raise not_running(self.name)
+            future: asyncio.Future[list[Event]] = self._loop.create_future()
+            self._pending.append(Request(entity, parent, events, timers, checkpoint, future))
+            if not self._busy:
+                self._busy = True
+                self._idle.clear()
+                self._loop.call_soon(self._hand_over)
+            result = await future
+        APPEND_SECONDS.observe(self.clock.monotonic() - began)
+        return result
+
+    async def trim(self, entity: Entity, keep_from: str) -> int:
+        self._recent.forget(entity)
+        return await self._in_writer(lambda writer: writer.trim(entity, keep_from))
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self.state not in (State.RUNNING, State.STOPPING):
+            raise not_running(self.name)
+
+        def run() -> T:
+            db = getattr(self._local, "db", None)
+            if db is None:
+                db = self._local.db = _connect(self.path)
+                db.execute("PRAGMA query_only = ON")
+                self._connections.append(db)
+            return work(db)
+
+        try:
+            return await self._loop.run_in_executor(self._readers, run)
+        except sqlite3.Error as error:
+            raise unavailable(
+                "log_read_failed", f"the event log cannot be read: {error}"
+            ) from error
+
+    async def read(
+        self, entity: Entity, after: str | None = None, *, watch: bool = False
+    ) -> AsyncIterator[Event | WillBlock]:
+        tail = after
+        with self._hub.watch(entity) as changed:
+            while True:
+                changed.clear()
+                page = self._recent.after(entity, tail)
+                complete = page is not None
+                if page is None:
+                    page = await self._query(partial(_page, entity=entity, after=tail))
+                    complete = len(page) < PAGE
+                for event in page:
+                    yield event
+                    tail = event.id
+                if not complete or changed.is_set():
+                    continue
+                if not watch:
+                    return
+                yield WillBlock(tail)
+                await changed.wait()
+
+    async def read_all(self, after_seq: int = 0, *, limit: int = 1000) -> AsyncIterator[Event]:
+        newest = self._last_seq
+        while after_seq < newest:
+            page = await self._query(
+                partial(_page_of_all, after=after_seq, upto=newest, limit=limit)
+            )
+            for event in page:
+                yield event
+                after_seq = event.seq
+            if len(page) < limit:
+                return
+
+    async def head(self, entity: Entity) -> Head | None:
+        newest = self._recent.newest(entity)
+        if newest is not None:
+            return Head(newest.id, newest.seq)
+        row = await self._query(
+            lambda db: db.execute(
+                "SELECT head, head_seq FROM entities WHERE kind = ? AND id = ?", entity
+            ).fetchone()
+        )
+        return Head(*row) if row and row[0] is not None else None
+
+    async def last_seq(self) -> int:
+        return self._last_seq
+
+    async def entities(self, kind: str, prefix: str = "") -> list[tuple[Entity, Head]]:
+        rows = await self._query(
+            lambda db: db.execute(
+                "SELECT id, head, head_seq FROM entities"
+                " WHERE kind = ? AND id >= ? AND id < ? AND head IS NOT NULL",
+                (kind, prefix, prefix + "\U0010ffff"),
+            ).fetchall()
+        )
+        return [(Entity(kind, id), Head(head, seq)) for id, head, seq in rows]
+
+    async def signals(self, after_seq: int | None = None) -> AsyncIterator[Signal | Subscribed]:
+        with self._hub.subscribe() as subscription:
+            start = self._last_seq if after_seq is None else after_seq
+            yield Subscribed(start)
+            if start < self._last_seq:
+                rows = await self._query(
+                    lambda db: db.execute(
+                        "SELECT e.kind, e.id, e.head, e.head_seq FROM"
+                        " (SELECT DISTINCT eid FROM events WHERE seq > ?)"
+                        " JOIN entities e USING (eid) ORDER BY e.head_seq",
+                        (start,),
+                    ).fetchall()
+                )
+                for kind, id, head, seq in rows:
+                    yield Signal(Entity(kind, id), head, seq)
+            while True:
+                for signal in await subscription.next():
+                    yield signal
+
+    async def due_timers(self, until: float, *, limit: int = 1000) -> list[DueTimer]:
+        rows = await self._query(
+            lambda db: db.execute(
+                "SELECT e.kind, e.id, t.name, t.due_at FROM timers t JOIN entities e USING (eid)"
+                " WHERE t.due_at <= ? ORDER BY t.due_at LIMIT ?",
+                (until, limit),
+            ).fetchall()
+        )
+        return [DueTimer(Entity(kind, id), name, due_at) for kind, id, name, due_at in rows]
+
+    async def next_timer(self) -> float | None:
+        def earliest(db: sqlite3.Connection) -> float | None:
+            return db.execute("SELECT min(due_at) FROM timers").fetchone()[0]  # type: ignore[no-any-return]
+
+        return await self._query(earliest)
+
+    async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
+        rows = await self._query(
+            lambda db: db.execute(
+                "SELECT e.kind, e.id, c.tail, c.state, c.seq"
+                " FROM checkpoints c JOIN entities e USING (eid) WHERE c.activity = ?",
+                (activity,),
+            ).fetchall()
+        )
+        return {
+            Entity(kind, id): Checkpoint(activity, tail, state, seq)
+            for kind, id, tail, state, seq in rows
+        }
+
+
+def _page(db: sqlite3.Connection, entity: Entity, after: str | None) -> list[Event]:
+    """The next page of events of ``entity``; one snapshot, so a whole command or none of it."""
+    db.execute("BEGIN")
+    try:
+        row = db.execute(
+            "SELECT eid, trimmed FROM entities WHERE kind = ? AND id = ?", entity
+        ).fetchone()
+        if row is None:
+            if after is not None:
+                raise Trimmed(entity, after)
+            return []
+        eid, trimmed = row
+        seq = 0
+        if after is not None and after != trimmed:
+            found = db.execute(
+                "SELECT seq FROM events WHERE eid = ? AND id = ?", (eid, after)
+            ).fetchone()
+            if found is None:
+                raise Trimmed(entity, after)
+            (seq,) = found
+        rows = db.execute(
+            "SELECT seq, id, parent, type, data, at FROM events"
+            " WHERE eid = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (eid, seq, PAGE),
+        ).fetchall()
+    finally:
+        db.execute("COMMIT")
+    return [
+        Event(seq, entity, id, parent, type_, data, at) for seq, id, parent, type_, data, at in rows
+    ]
+
+
+def _page_of_all(db: sqlite3.Connection, after: int, upto: int, limit: int) -> list[Event]:
+    rows = db.execute(
+        "SELECT v.seq, e.kind, e.id, v.id, v.parent, v.type, v.data, v.at"
+        " FROM events v JOIN entities e USING (eid)"
+        " WHERE v.seq > ? AND v.seq <= ? ORDER BY v.seq LIMIT ?",
+        (after, upto, limit),
+    )
+    return [
+        Event(seq, Entity(kind, name), id, parent, type_, data, at)
+        for seq, kind, name, id, parent, type_, data, at in rows
+    ]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA cache_size = -16384")
+    return db
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The writer's connection to a file of this release's schema."""
+    db = _connect(path)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if not tables:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in schema.SQLITE:
+                db.execute(statement)
+            db.execute("COMMIT")
+            return db
+        row: Any = None
+        if "alembic_version" in tables:
+            row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        if row is None or row[0] != schema.REVISION:
+            raise LeaseholdError(
+                "log_schema_mismatch",
+                f"{path} is not at the schema of this release; run: leasehold db migrate",
+                kind=Kind.UNAVAILABLE,
+                expected=schema.REVISION,
+                got=row[0] if row else "no version",
+            )
+        return db
+    except BaseException:
+        db.close()
+        raise
+
+
+def _lock(path: Path) -> int:
+    """Hold ``path.lock`` for the life of the process, or say who does."""
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise LeaseholdError(
+            "log_in_use",
+            f"{path} is open in process {holder}; only one process may open a SQLite log. "
+            "Ask the running one through its gateway, or stop it first.",
+            kind=Kind.CONFLICT,
+            got=holder,
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _cannot_open(path: Path, error: Exception) -> LeaseholdError:
+    return LeaseholdError(
+        "log_cannot_open",
+        f"cannot open the event log {path}: {error}",
+        kind=Kind.UNAVAILABLE,
+        got=str(path),
+    )
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _answer(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
