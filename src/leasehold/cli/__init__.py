@@ -1,7 +1,7 @@
 """The command line. Every command lives in a module of its own, imported only when it runs.
 
 ``COMMANDS`` is the whole table: name, module that exposes ``app``, and the line ``--help`` shows.
-Errors are printed in plain words (as JSON with ``--json``) and end with the exit code of their kind.
+Errors are printed in plain words (as JSON with ``--json``); the exit code is that of their kind.
 """
 
 from __future__ import annotations

@@ -98,6 +98,9 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         selector = _VirtualSelector()
         selector.waited = self._advance
         super().__init__(selector)
+        # A century in seconds leaves a float about half a microsecond: with a finer resolution a
+        # timer that is exactly due would never count as due.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self._virtual_now
