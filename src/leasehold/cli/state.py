@@ -1,0 +1,75 @@
+"""Where things are: the state folder of a provider, the home of a tenant, and what runs now.
+
+``leasehold up`` writes ``run.json`` into its state folder once it is ready; every other command
+reads it to find the gateway, the ledger and the ingress of this machine without being told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from leasehold.core.errors import Kind, LeaseholdError
+
+
+class Running(msgspec.Struct, kw_only=True):
+    """What ``run.json`` says of the running provider."""
+
+    pid: int
+    gateway: str
+    ledger: str
+    ingress: str
+    ops: str
+    provider: str
+    state: str
+
+
+def state_folder(given: Path | None = None) -> Path:
+    """``--state``, else ``LEASEHOLD_STATE``, else the usual place of this user."""
+    if given is not None:
+        return given
+    if os.environ.get("LEASEHOLD_STATE"):
+        return Path(os.environ["LEASEHOLD_STATE"])
+    if os.geteuid() == 0:
+        return Path("/var/lib/leasehold")
+    return Path.home() / ".local" / "state" / "leasehold"
+
+
+def home_folder() -> Path:
+    """Where a tenant's accounts and deployments are: ``LEASEHOLD_HOME``, else the config folder."""
+    if os.environ.get("LEASEHOLD_HOME"):
+        return Path(os.environ["LEASEHOLD_HOME"])
+    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "leasehold"
+
+
+def running(state: Path | None = None) -> Running:
+    """The provider that runs on this machine; LeaseholdError ``not_up`` when none does."""
+    folder = state_folder(state)
+    file = folder / "run.json"
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Running)
+        os.kill(found.pid, 0)
+    except (OSError, msgspec.MsgspecError):
+        raise LeaseholdError(
+            "not_up",
+            f"no provider runs from {folder}; start one with: leasehold up",
+            kind=Kind.UNAVAILABLE,
+            path=str(file),
+        ) from None
+    return found
+
+
+def write_running(folder: Path, running: Running) -> None:
+    """Tell other commands; replaces the file in one step."""
+    new = folder / "run.json.new"
+    new.write_text(json.dumps(msgspec.to_builtins(running), indent=2) + "\n")
+    new.rename(folder / "run.json")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(msgspec.to_builtins(value), indent=2))
