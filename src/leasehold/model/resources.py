@@ -22,7 +22,8 @@ from msgspec.structs import force_setattr
 
 from leasehold.core.errors import Violation
 
-U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+U32_MAX = 2**32 - 1
+U32 = Annotated[int, Meta(ge=0, le=U32_MAX)]
 Amount = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,19})$", max_length=20)]
 """A decimal string without sign, leading zeros or exponent."""
 

@@ -1,0 +1,193 @@
+"""Services of an SDL: image, command, exposes, parameters, credentials."""
+
+from __future__ import annotations
+
+import re
+
+from leasehold.model.manifest import Credentials, HttpOptions
+from leasehold.model.resources import U32_MAX
+from leasehold.model.sdl.nodes import At
+from leasehold.model.sdl.spec import ExposeSpec, Mount, Params, ServiceSpec, To
+from leasehold.model.shape import MAX_NAME, SERVICE_NAME
+
+MAX_BODY = 100 * 1024 * 1024
+"""Largest request body a service may ask ingress to pass, in bytes."""
+
+MAX_TIMEOUT_MS = 60_000
+MAX_PROXY_BUFFER = 1024 * 1024
+DEFAULT_BODY = 1024 * 1024
+DEFAULT_TRIES = 3
+NEXT_CASES = ("error", "timeout", "403", "404", "429", "500", "502", "503", "504", "off")
+PERMISSIONS = ("logs", "events")
+TEE_TYPES = ("cpu", "cpu-gpu")
+HOST = re.compile(r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?\Z")
+
+
+def read_service(name: str, at: At, trim: bool) -> ServiceSpec:
+    got = at.members(
+        ("image", "command", "args", "env", "expose", "params", "credentials", "dependencies")
+    )
+    if not SERVICE_NAME.match(name) or len(name) > MAX_NAME:
+        at.fail(
+            "service_name",
+            f"{name!r} cannot be a service's name: lower-case letters, digits and '-', at most 63, "
+            "starting with a letter and not ending with '-'",
+            SERVICE_NAME.pattern,
+            name,
+        )
+    image = (got["image"].text() or "") if "image" in got else ""
+    if not image.strip():
+        got.get("image", at).fail(
+            "image_missing", f"service {name!r} needs an image", "an image reference", image
+        )
+    if "dependencies" in got:
+        for item in got["dependencies"].items():
+            if item.is_mapping:
+                item.members(("service",))
+    return ServiceSpec(
+        at,
+        name,
+        image,
+        _read_list(got.get("command")),
+        _read_list(got.get("args")),
+        _read_list(got.get("env")),
+        [_read_expose(item) for item in got["expose"].items()] if "expose" in got else [],
+        _read_params(got["params"]) if "params" in got and not got["params"].is_null else None,
+        _read_credentials(got.get("credentials"), trim),
+    )
+
+
+def _read_list(at: At | None) -> list[str] | None:
+    """Absent is null, an empty list stays one: the hash tells them apart."""
+    return None if at is None or at.is_null else at.texts()
+
+
+def _read_credentials(at: At | None, trim: bool) -> Credentials | None:
+    if at is None or at.is_null:
+        return None
+    known = ("host", "email", "username", "password")
+    got = {key: place.text() or "" for key, place in at.members(known).items()}
+    if trim:
+        got = {key: value.strip() for key, value in got.items()}
+    for key in ("host", "username", "password"):
+        if not got.get(key, "").strip():
+            at.fail("credentials", f"credentials need {key!r}", "host, username, password", key)
+    if not trim:
+        # Version 2.0 never carried the e-mail over; the hash depends on it.
+        got.pop("email", None)
+    return Credentials(**got)
+
+
+def _read_expose(at: At) -> ExposeSpec:
+    got = at.members(("port", "as", "proto", "to", "accept", "http_options"))
+    if "port" not in got:
+        at.fail("missing", "'port' is missing", "1..65535", "nothing")
+    proto_at = got.get("proto")
+    proto = ((proto_at.text() if proto_at else "") or "tcp").upper()
+    if proto not in ("TCP", "UDP"):
+        assert proto_at is not None
+        proto_at.fail("proto", f"unknown protocol {proto!r}", "tcp | udp", proto)
+        proto = "TCP"
+    return ExposeSpec(
+        at,
+        got["port"].integer(1, 65535) if "port" in got else 1,
+        got["as"].integer(0, 65535) if "as" in got and not got["as"].is_null else 0,
+        proto,
+        [_read_to(item) for item in got["to"].items()] if "to" in got else [],
+        _read_accept(got.get("accept")),
+        _read_http(got.get("http_options")),
+    )
+
+
+def _read_to(at: At) -> To:
+    got = at.members(("service", "global", "ip"))
+    to = To(
+        at,
+        (got["service"].text() or "") if "service" in got else "",
+        got["global"].boolean() if "global" in got else False,
+        (got["ip"].text() or "") if "ip" in got else "",
+    )
+    if not to.service and not to.global_:
+        at.fail("to", "say to whom: a service, or global: true", "service | global: true", "none")
+    return to
+
+
+def _read_accept(at: At | None) -> list[str]:
+    if at is None:
+        return []
+    out = []
+    for item in at.items():
+        host = item.text() or ""
+        if not HOST.match(host):
+            item.fail("accept", f"{host!r} is not a host name", "a host name", host)
+        out.append(host)
+    return out
+
+
+def _read_http(at: At | None) -> HttpOptions:
+    got = (
+        at.members(
+            (
+                "max_body_size",
+                "read_timeout",
+                "send_timeout",
+                "next_tries",
+                "next_timeout",
+                "next_cases",
+                "proxy_buffer_size",
+            )
+        )
+        if at is not None
+        else {}
+    )
+
+    def number(key: str, most: int, default: int) -> int:
+        return (got[key].integer(0, most) if key in got else 0) or default
+
+    cases = got["next_cases"].texts() if "next_cases" in got else []
+    for case in cases:
+        if case not in NEXT_CASES:
+            got["next_cases"].fail(
+                "next_cases", f"unknown case {case!r}", " | ".join(NEXT_CASES), case
+            )
+    if "off" in cases and len(cases) > 1:
+        got["next_cases"].fail("next_cases", "'off' stands alone", "off", ", ".join(cases))
+    return HttpOptions(
+        max_body_size=number("max_body_size", MAX_BODY, DEFAULT_BODY),
+        read_timeout=number("read_timeout", MAX_TIMEOUT_MS, MAX_TIMEOUT_MS),
+        send_timeout=number("send_timeout", MAX_TIMEOUT_MS, MAX_TIMEOUT_MS),
+        next_tries=number("next_tries", U32_MAX, DEFAULT_TRIES),
+        next_timeout=number("next_timeout", U32_MAX, 0),
+        next_cases=cases or ["error", "timeout"],
+        proxy_buffer_size=number("proxy_buffer_size", MAX_PROXY_BUFFER, 0),
+    )
+
+
+def _read_params(at: At) -> Params:
+    got = at.members(("storage", "permissions", "tee"))
+    params = Params(at)
+    if "storage" in got:
+        for name, place in sorted(got["storage"].members().items()):
+            given = place.members(("mount", "readOnly"))
+            params.mounts.append(
+                Mount(
+                    place,
+                    name,
+                    (given["mount"].text() or "") if "mount" in given else "",
+                    given["readOnly"].boolean() if "readOnly" in given else False,
+                )
+            )
+    if "permissions" in got:
+        read_at = got["permissions"].members(("read",)).get("read")
+        params.read = read_at.texts() if read_at else []
+        for value in params.read:
+            if value not in PERMISSIONS and read_at:
+                read_at.fail(
+                    "permission", f"unknown permission {value!r}", " | ".join(PERMISSIONS), value
+                )
+    if "tee" in got:
+        params.tee = got["tee"].text() or ""
+        if params.tee and params.tee not in TEE_TYPES:
+            got["tee"].fail("tee", f"unknown tee {params.tee!r}", " | ".join(TEE_TYPES), params.tee)
+            params.tee = ""
+    return params
