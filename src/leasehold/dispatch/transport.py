@@ -1,0 +1,71 @@
+"""What a transport must offer, seen from both ends of a stream.
+
+A *link* is one open stream. ``send`` and ``receive`` are each called by one task at a time and
+never cancelled half-way by the code above; ``receive`` returns None when the peer is gone,
+however it went. Closing a link ends both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from leasehold.dispatch.wire import Hello, Request, Response
+
+
+class WorkerLink(Protocol):
+    """A manager's end: requests go out, responses come in."""
+
+    @property
+    def hello(self) -> Hello:
+        """What the worker said about itself; complete once anything was received."""
+        ...
+
+    async def send(self, request: Request) -> None: ...
+
+    async def receive(self) -> Response | None: ...
+
+    async def close(self) -> None: ...
+
+
+class ManagerLink(Protocol):
+    """A worker's end: requests come in, responses go out."""
+
+    @property
+    def hello(self) -> Hello: ...
+
+    async def send(self, response: Response) -> None: ...
+
+    async def receive(self) -> Request | None: ...
+
+
+class Dialer(Protocol):
+    """Opens links to workers of one transport type."""
+
+    type: str
+
+    async def dial(self, address: str) -> WorkerLink:
+        """Open a stream to ``host:port``; LeaseholdError ``dial_refused`` when it may not be
+        dialled. That nobody answers may also show only when the first message is sent."""
+        ...
+
+
+OnStream = Callable[[ManagerLink], Awaitable[None]]
+
+
+class Listener(Protocol):
+    """Accepts managers' streams; each one runs ``on_stream`` until it returns or the peer goes."""
+
+    type: str
+
+    async def start(self, on_stream: OnStream, hello: Hello) -> str:
+        """Start accepting; returns the address to announce. ``hello`` is what managers are told."""
+        ...
+
+    async def stop(self) -> None:
+        """End every stream and stop accepting."""
+        ...
+
+
+class LinkClosed(Exception):
+    """The peer of a link is gone."""
