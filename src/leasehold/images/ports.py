@@ -100,10 +100,14 @@ class StoreUnavailable(LeaseholdError):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Registry credentials. Never printed: ``repr`` masks the password."""
+    """Registry credentials. Never printed: ``repr`` masks the password.
 
-    username: str
-    password: str
+    ``header`` instead is a ready ``Authorization`` value, as a mirror's client sent it.
+    """
+
+    username: str = ""
+    password: str = ""
+    header: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials({self.username!r}, '***')"
@@ -206,7 +210,7 @@ class Origin(Protocol):
         credentials: Credentials | None = None,
         offset: int = 0,
     ) -> AbstractAsyncContextManager[OriginContent]:
-        """The content itself; ``offset`` asks for a Range, ``OriginContent.offset`` says if given."""
+        """The content itself; ``offset`` asks for a Range, ``OriginContent.offset`` what came."""
         ...
 
 

@@ -15,7 +15,7 @@ PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Digest(str):
-    """A checked digest; still a ``str``, so it travels through JSON, SQL and logs as it is."""
+    """A checked digest; still a ``str``. Structs that go to JSON by msgspec hold ``str(digest)``."""
 
     __slots__ = ()
 
@@ -50,6 +50,9 @@ class Digest(str):
     def short(self) -> str:
         """The first 12 hex characters, for people."""
         return self[7:19]
+
+    def __str__(self) -> str:
+        return self[:]
 
 
 def is_digest(text: str) -> bool:

@@ -8,8 +8,7 @@ reference with neither tag nor digest means ``latest``; with both, the digest de
 from __future__ import annotations
 
 import re
-
-import msgspec
+from dataclasses import dataclass
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.model.digest import Digest
@@ -26,8 +25,12 @@ _REPOSITORY = re.compile(
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
-class Reference(msgspec.Struct, frozen=True):
-    """Where an image is. ``registry`` is ``host[:port]``; ``tag`` is set unless ``digest`` is."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where an image is. ``registry`` is ``host[:port]``; ``tag`` is set unless ``digest`` is.
+
+    In JSON and events a reference is its text, ``str(reference)``.
+    """
 
     registry: str
     repository: str
