@@ -364,6 +364,23 @@ class Repos:
         await self._step(workflow, facts.MoveAborted(reason=reason), lambda m: m.moved or m.aborted)
         return bool((await self.moves.state(workflow)).aborted)
 
+    async def begin_shadow_move(self, repo: str, new_shadow: str) -> str:
+        """Move only the shadow; returns the workflow's id."""
+        workflow = ids.new(self.clock.now())
+
+        def decide(state: RepoState) -> Decision | None:
+            _must_exist(state, repo)
+            _must_be_idle(state, "move")
+            fact = facts.ShadowRepoMoveStarted(workflow=workflow, new_shadow=new_shadow)
+            return Decision([fact])
+
+        await self.repos.run(repo, decide)
+        return workflow
+
+    async def shadow_moved(self, repo: str, workflow: str, shadow_path: str) -> None:
+        fact = facts.ShadowRepoMoved(workflow=workflow, shadow_path=shadow_path)
+        await self._note(repo, fact, unless=lambda s: s.shadow_move != workflow)
+
     async def finish_on_repo(self, workflow: str, move: MoveState) -> None:
         """Tell the repo where it is now."""
         started = move.started

@@ -14,6 +14,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from leasehold.core.errors import Kind, LeaseholdError
 
@@ -104,6 +105,17 @@ class ContentStore:
             raise
         self.added_bytes += size
         return digest
+
+    def put_stream(self, stream: IO[bytes]) -> str:
+        """Keep what ``stream`` holds, of any size; returns its hex digest."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.root) as spool:
+            size = 0
+            while block := stream.read(BLOCK):
+                spool.write(block)
+                size += len(block)
+            spool.flush()
+            return self.put(spool.fileno(), size)
 
     def _folder(self, digest: str) -> str:
         folder = f"{self.root}/{digest[:2]}"
