@@ -83,7 +83,10 @@ Handler = Callable[[Job], AsyncIterator[Reply]]
 
 
 class Worker(Service):
-    """Give it handlers by task type, or register them with :meth:`task` before it starts."""
+    """Give it handlers by task type, or register them with :meth:`task` before it starts.
+
+    If ``handlers`` has an ``aclose()``, it is called when the worker has stopped.
+    """
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Worker(Service):
         self.id = new_id()
         self.handlers: dict[str, Handler] = dict(handlers or {})
         self.timeouts: dict[str, float] = {}
+        self._close_handlers = getattr(handlers, "aclose", None)
         self.address = ""
         self.stop_deadline = self.settings.drain_timeout + 2.0
         self._listener = listener
@@ -118,6 +122,8 @@ class Worker(Service):
 
     async def start(self) -> None:
         settings = self.settings
+        if self._close_handlers is not None:
+            self.resources.push_async_callback(self._close_handlers)
         hello = Hello(
             features=FEATURES,
             concurrency=settings.concurrency,
