@@ -23,6 +23,8 @@ class ManifestReceived(msgspec.Struct, frozen=True, kw_only=True):
     group: dict[str, Any]
     leased: dict[str, Any] = {}
     """The group as leased on the market."""
+    withheld: list[str] = []
+    """Host names of the group that another lease of the same owner holds: not to be routed."""
 
 
 @payload("deploy.image_pulled")

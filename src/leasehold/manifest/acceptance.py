@@ -1,0 +1,282 @@
+"""Deciding on a manifest, and making the decision durable.
+
+The verdict is taken on data asked for anew when older data would refuse what is right. An accepted
+manifest is kept on the deployment (who sent which hash when, its secrets sealed) and handed to
+each live lease once per hash. Both are durable before the tenant is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from leasehold.core import metrics
+from leasehold.core.clock import Clock
+from leasehold.core.errors import Kind, LeaseholdError, Violation
+from leasehold.core.logs import get_logger
+from leasehold.events.commands import Commands, Decision
+from leasehold.events.log import Log
+from leasehold.manifest import checks, hostnames
+from leasehold.manifest.hostnames import Hostnames
+from leasehold.manifest.manager import Manager, MarketData
+from leasehold.manifest.ports import Capabilities
+from leasehold.manifest.settings import ManifestSettings
+from leasehold.manifest.state import (
+    DeploymentState,
+    Kept,
+    LeaseState,
+    fold_deployment,
+    fold_lease,
+)
+from leasehold.model import manifest as manifests
+from leasehold.model.events.lease import ManifestReceived
+from leasehold.model.events.manifest import ManifestAccepted
+from leasehold.model.manifest import Manifest, ManifestGroup
+from leasehold.model.market import DeploymentId, LeaseId
+from leasehold.model.sealing import Vault
+
+log = get_logger(__name__)
+
+ACCEPTED = metrics.counter("leasehold_manifest_accepted_total", "manifests accepted")
+
+Permit = Callable[[LeaseId], bool]
+"""Whether the caller's token covers a lease."""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted manifest: its hash, the leases it was handed to, and withheld host names."""
+
+    hash: str
+    leases: list[LeaseId]
+    withheld: list[str] = []
+    repeated: list[LeaseId] = []
+    """Leases that already had this manifest and were not given it again."""
+
+
+class Acceptance:
+    """Judges and accepts. ``deployments`` and ``leases`` are the states everybody reads."""
+
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        *,
+        provider: str,
+        vault: Vault,
+        settings: ManifestSettings,
+        hostnames: Hostnames,
+        capabilities: Capabilities | None = None,
+    ) -> None:
+        self.provider = provider
+        self.vault = vault
+        self.settings = settings
+        self.hostnames = hostnames
+        self.capabilities = capabilities
+        self.deployments: Commands[DeploymentState] = Commands(
+            log,
+            clock,
+            kind="deployment",
+            initial=lambda _id: DeploymentState(),
+            fold=fold_deployment(settings.keep_manifests),
+        )
+        self.leases: Commands[LeaseState] = Commands(
+            log, clock, kind="lease", initial=lambda _id: LeaseState(), fold=fold_lease
+        )
+
+    async def submit(
+        self, manager: Manager, manifest: Manifest, sender: str, permit: Permit | None
+    ) -> Accepted:
+        """Accept ``manifest`` or raise everything that is against it."""
+        hash = manifests.version_hash(manifest).hex()
+        data, stages = await self.judge(manager, manifest, hash, permit)
+        if stages:
+            raise checks.refusal(stages)
+        conflicts = await self.host_conflicts(manifest, data)
+        if conflicts:
+            checks.REFUSED.labels("hostname_taken").inc()
+            raise hostnames.refusal(conflicts)
+        async with manager.lock:
+            return await self._accept(manager.id, manifest, hash, data, sender)
+
+    async def judge(
+        self, manager: Manager, manifest: Manifest, hash: str, permit: Permit | None
+    ) -> tuple[MarketData, list[checks.Stage]]:
+        """The verdict, on data asked for anew when older data would refuse what is right."""
+        begun = manager.serial
+        data = await manager.data()
+        expected = await self._expected(manager, data)
+        if (expected != hash or not data.leases) and data.serial <= begun:
+            data = await manager.data(after=begun)
+            expected = await self._expected(manager, data)
+        if not data.leases:
+            checks.REFUSED.labels("no_lease").inc()
+            raise LeaseholdError(
+                "no_lease",
+                f"no lease for deployment {manager.id} at this provider",
+                kind=Kind.NOT_FOUND,
+                expected=f"an active lease with {self.provider}",
+                got="none",
+            )
+        for lease in data.leases:
+            if permit is not None and not permit(lease.id):
+                raise LeaseholdError(
+                    "lease_not_permitted",
+                    f"the manifest is also for lease {lease.id}, which the token does not cover",
+                    kind=Kind.FORBIDDEN,
+                    got=lease.id,
+                )
+        return data, checks.check(
+            manifest,
+            hash,
+            expected,
+            data,
+            require_hosts=self.settings.require_hosts,
+            blocked=self.settings.blocked_hosts,
+            capabilities=self.capabilities,
+        )
+
+    async def _expected(self, manager: Manager, data: MarketData) -> str:
+        state = await self.deployments.state(str(manager.id))
+        deployment = data.deployment
+        return checks.expected_hash(
+            (state.height, state.hash), (deployment.height, deployment.hash.lower())
+        )
+
+    async def host_conflicts(self, manifest: Manifest, data: MarketData) -> list[Violation]:
+        """Host names of our groups that the owner may not have."""
+        hosts = [
+            host
+            for _, group in checks.local_groups(manifest, data)
+            for host in group.ingress_hosts()
+        ]
+        return await self.hostnames.conflicts(hosts, data.deployment.id.owner) if hosts else []
+
+    async def _accept(
+        self, id: DeploymentId, manifest: Manifest, hash: str, data: MarketData, sender: str
+    ) -> Accepted:
+        groups = {group.name: group for group in manifest}
+        given = {lease.id: groups[data.groups[lease.id.gseq].spec.name] for lease in data.leases}
+        withheld: dict[LeaseId, list[str]] = {}
+        for lease, group in given.items():
+            hosts = group.ingress_hosts()
+            if hosts or await self.hostnames.held_by(lease.group):
+                withheld[lease] = await self.hostnames.reserve(hosts, lease.group)
+
+        def accept(state: DeploymentState) -> Decision:
+            # A repeat is audited, but its manifest is already there.
+            known = state.newest is not None and state.newest.hash == hash
+            sealed = [] if known else [self.vault.seal_group(g, str(id)) for g in manifest]
+            return Decision(
+                [
+                    ManifestAccepted(
+                        id=id, hash=hash, manifest=sealed, sender=sender, leases=list(given)
+                    )
+                ]
+            )
+
+        # Both are durable before the tenant is answered. They share a commit; if only the first
+        # lands, reconciling hands the manifest to the leases.
+        _, *handed = await asyncio.gather(
+            self.deployments.run(str(id), accept),
+            *(
+                self._hand_over(lease, hash, group, data, withheld.get(lease, []))
+                for lease, group in given.items()
+            ),
+        )
+        ACCEPTED.inc()
+        log.info("manifest.accepted", deployment=str(id), hash=hash, leases=len(given))
+        return Accepted(
+            hash=hash,
+            leases=list(given),
+            withheld=[host for hosts in withheld.values() for host in hosts],
+            repeated=[lease for lease, new in zip(given, handed, strict=True) if not new],
+        )
+
+    async def _hand_over(
+        self,
+        id: LeaseId,
+        hash: str,
+        group: ManifestGroup,
+        data: MarketData,
+        withheld: list[str],
+    ) -> bool:
+        """``manifest.received`` once per (lease, hash); again only when that one failed."""
+
+        def decide(state: LeaseState) -> Decision | None:
+            if state.closed or (state.received == hash and state.failed is None):
+                return None
+            return Decision(
+                [
+                    ManifestReceived(
+                        id=id,
+                        hash=hash,
+                        group=self.vault.seal_group(group, str(id)),
+                        leased=msgspec.to_builtins(data.groups[id.gseq].spec),
+                        withheld=withheld,
+                    )
+                ]
+            )
+
+        return bool(await self.leases.run(str(id), decide))
+
+    def open_kept(self, id: DeploymentId, kept: Kept) -> Manifest:
+        """A kept manifest with its secrets."""
+        return [self.vault.open_group(group, str(id)) for group in kept.manifest]
+
+    def changes(
+        self, manifest: Manifest, data: MarketData, state: DeploymentState
+    ) -> dict[str, Any]:
+        """What would become of the services that run now."""
+        new = {
+            f"{group.name}/{service.name}": service
+            for _, group in checks.local_groups(manifest, data)
+            for service in group.all_services
+        }
+        old = {}
+        if state.newest is not None:
+            local = {data.groups[lease.id.gseq].spec.name for lease in data.leases}
+            old = {
+                f"{group.name}/{service.name}": service
+                for group in self.open_kept(data.deployment.id, state.newest)
+                for service in group.all_services
+                if group.name in local
+            }
+        return {
+            "added": sorted(new.keys() - old.keys()),
+            "dropped": sorted(old.keys() - new.keys()),
+            "changed": sorted(n for n in new.keys() & old.keys() if new[n] != old[n]),
+            "unchanged": sorted(n for n in new.keys() & old.keys() if new[n] == old[n]),
+        }
+
+    async def serve(self, manager: Manager, id: LeaseId) -> bool:
+        """Hand the newest kept manifest to a lease that lacks it; False when there is none.
+
+        Called for a lease that is won later than its deployment's manifest was accepted, and when
+        reconciling finds a lease that was not served.
+        """
+        state = await self.deployments.state(str(id.deployment))
+        kept = state.newest
+        if kept is None or state.closed:
+            return False
+        begun = manager.serial
+        data = await manager.data()
+        if not await self._due(manager, data, id, kept.hash) and data.serial <= begun:
+            data = await manager.data(after=begun)
+        if not await self._due(manager, data, id, kept.hash):
+            return False
+        name = data.groups[id.gseq].spec.name
+        group = next((g for g in self.open_kept(id.deployment, kept) if g.name == name), None)
+        if group is None:
+            return False
+        hosts = group.ingress_hosts()
+        withheld = await self.hostnames.reserve(hosts, id.group) if hosts else []
+        async with manager.lock:
+            return await self._hand_over(id, kept.hash, group, data, withheld)
+
+    async def _due(self, manager: Manager, data: MarketData, id: LeaseId, hash: str) -> bool:
+        """Whether the lease is live and ``hash`` is what its deployment wants to run."""
+        live = any(lease.id == id for lease in data.leases)
+        return live and await self._expected(manager, data) == hash
