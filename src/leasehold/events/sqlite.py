@@ -51,7 +51,11 @@ READERS = 4
 """Threads, each with a read-only connection."""
 
 PAGE = 500
-"""Events fetched by one query of a read."""
+"""Most events fetched by one query of a read."""
+
+FIRST_PAGE = 16
+"""Events fetched by the first query of a read: who wants one event should not load a megabyte of
+them. Each further page is four times as long, up to :data:`PAGE`."""
 
 BATCH_EVENTS = 5_000
 """Events after which a batch is closed; a single larger append is a batch of its own."""
@@ -159,21 +163,21 @@ class SqliteLog(Service):
     def _done(self, batch: list[Request]) -> None:
         """Back in the loop: answer the callers, tell the readers, hand over what gathered."""
         signals = []
-        timers = False
         for request in batch:
             if request.fresh:
                 last = request.fresh[-1]
                 self._last_seq = last.seq
                 self._recent.add(request.fresh)
                 signals.append(Signal(request.entity, last.id, last.seq))
-            timers = timers or bool(request.timers)
+            elif request.timers and request.error is None:
+                signals.append(Signal(request.entity, request.head, request.head_seq))
             if request.future.done():
                 continue
             if request.error is not None:
                 request.future.set_exception(request.error)
             else:
                 request.future.set_result(request.result)
-        if signals or timers:
+        if signals:
             self._hub.publish(signals)
         BATCH_SIZES.observe(len(batch))
         if self._pending:
@@ -282,15 +286,16 @@ class SqliteLog(Service):
     async def read(
         self, entity: Entity, after: str | None = None, *, watch: bool = False
     ) -> AsyncIterator[Event | WillBlock]:
-        tail = after
+        tail, size = after, FIRST_PAGE
         with self._hub.watch(entity) as changed:
             while True:
                 changed.clear()
                 page = self._recent.after(entity, tail)
                 complete = page is not None
                 if page is None:
-                    page = await self._query(partial(_page, entity=entity, after=tail))
-                    complete = len(page) < PAGE
+                    page = await self._query(partial(_page, entity=entity, after=tail, size=size))
+                    complete = len(page) < size
+                    size = min(PAGE, 4 * size)
                 for event in page:
                     yield event
                     tail = event.id
@@ -341,20 +346,24 @@ class SqliteLog(Service):
         with self._hub.subscribe() as subscription:
             start = self._last_seq if after_seq is None else after_seq
             yield Subscribed(start)
-            if start < self._last_seq:
-                rows = await self._query(
-                    lambda db: db.execute(
-                        "SELECT e.kind, e.id, e.head, e.head_seq FROM"
-                        " (SELECT DISTINCT eid FROM events WHERE seq > ?)"
-                        " JOIN entities e USING (eid) ORDER BY e.head_seq",
-                        (start,),
-                    ).fetchall()
-                )
-                for kind, id, head, seq in rows:
-                    yield Signal(Entity(kind, id), head, seq)
+            for signal in await self.changed(start):
+                yield signal
             while True:
                 for signal in await subscription.next():
                     yield signal
+
+    async def changed(self, after_seq: int) -> list[Signal]:
+        if after_seq >= self._last_seq:
+            return []
+        rows = await self._query(
+            lambda db: db.execute(
+                "SELECT e.kind, e.id, e.head, e.head_seq FROM"
+                " (SELECT DISTINCT eid FROM events WHERE seq > ?)"
+                " JOIN entities e USING (eid) ORDER BY e.head_seq",
+                (after_seq,),
+            ).fetchall()
+        )
+        return [Signal(Entity(kind, id), head, seq) for kind, id, head, seq in rows]
 
     async def due_timers(self, until: float, *, limit: int = 1000) -> list[DueTimer]:
         rows = await self._query(
@@ -366,9 +375,11 @@ class SqliteLog(Service):
         )
         return [DueTimer(Entity(kind, id), name, due_at) for kind, id, name, due_at in rows]
 
-    async def next_timer(self) -> float | None:
+    async def next_timer(self, after: float | None = None) -> float | None:
         def earliest(db: sqlite3.Connection) -> float | None:
-            return db.execute("SELECT min(due_at) FROM timers").fetchone()[0]  # type: ignore[no-any-return]
+            floor = float("-inf") if after is None else after
+            row = db.execute("SELECT min(due_at) FROM timers WHERE due_at > ?", (floor,)).fetchone()
+            return row[0]  # type: ignore[no-any-return]
 
         return await self._query(earliest)
 
@@ -386,7 +397,9 @@ class SqliteLog(Service):
         }
 
 
-def _page(db: sqlite3.Connection, entity: Entity, after: str | None) -> list[Event]:
+def _page(
+    db: sqlite3.Connection, entity: Entity, after: str | None, size: int
+) -> list[Event]:
     """The next page of events of ``entity``; one snapshot, so a whole command or none of it."""
     db.execute("BEGIN")
     try:
@@ -409,7 +422,7 @@ def _page(db: sqlite3.Connection, entity: Entity, after: str | None) -> list[Eve
         rows = db.execute(
             "SELECT seq, id, parent, type, data, at FROM events"
             " WHERE eid = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (eid, seq, PAGE),
+            (eid, seq, size),
         ).fetchall()
     finally:
         db.execute("COMMIT")
