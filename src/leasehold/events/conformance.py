@@ -281,6 +281,23 @@ async def a_timer_is_cancelled_only_as_it_was(log: Log) -> None:
 
 
 @case
+async def setting_a_timer_is_signalled(log: Log) -> None:
+    stream = log.signals()
+    assert isinstance(await soon(anext(stream)), Subscribed)
+    await log.append(A, ANY, [], timers=[Timer("t", 5.0)])
+    assert await soon(anext(stream)) == Signal(A, "", 0)
+    await log.append(A, None, [new("1")])
+    assert await soon(anext(stream)) == Signal(A, "1", 1)
+    await log.append(A, "1", [], timers=[Timer("u", 7.0)])
+    assert await soon(anext(stream)) == Signal(A, "1", 1)
+    assert await log.next_timer(after=5.0) == 7.0
+    assert await log.next_timer(after=7.0) is None
+    assert await log.changed(0) == [Signal(A, "1", 1)]
+    assert await log.changed(1) == []
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+@case
 async def timers_of_one_append_apply_in_order(log: Log) -> None:
     await log.append(A, ANY, [], timers=[Timer("t", 1.0), Timer("t", None), Timer("t", 3.0)])
     assert [t.due_at for t in await log.due_timers(9.0)] == [3.0]

@@ -74,7 +74,11 @@ class Head(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """A hint that ``entity`` has news: its newest event is ``head`` at ``seq``."""
+    """A hint that ``entity`` has news: its newest event is ``head`` at ``seq``.
+
+    Setting or cancelling a timer is news too; then nothing but the timers changed, and ``head`` is
+    empty when the entity has no events.
+    """
 
     entity: Entity
     head: str

@@ -155,13 +155,18 @@ class Log(Protocol):
         """
         ...
 
+    async def changed(self, after_seq: int) -> list[Signal]:
+        """Every entity with events after ``after_seq``, in the order of their newest one: what
+        :meth:`signals` would have said. For whoever cannot trust its signals to arrive."""
+        ...
+
     async def due_timers(self, until: float, *, limit: int = 1000) -> list[DueTimer]:
         """Timers due at or before ``until``, earliest first. They stay until an append with
         ``Timer(name, None)`` or a new time replaces them: fired at least once."""
         ...
 
-    async def next_timer(self) -> float | None:
-        """When the earliest timer is due."""
+    async def next_timer(self, after: float | None = None) -> float | None:
+        """When the earliest timer is due; with ``after``, the earliest that is due later."""
         ...
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:

@@ -81,7 +81,7 @@ class MemoryLog:
             last = self._by_entity[entity][-1]
             self._hub.publish([Signal(entity, last.id, last.seq)])
         elif timers:
-            self._hub.publish([])
+            self._hub.publish([Signal(entity, head or "", history[-1].seq if history else 0)])
         return committed
 
     def _set_timer(self, entity: Entity, timer: Timer) -> None:
@@ -144,12 +144,15 @@ class MemoryLog:
         with self._hub.subscribe() as subscription:
             start = len(self._all) if after_seq is None else after_seq
             yield Subscribed(start)
-            missed = {e.entity: Signal(e.entity, e.id, e.seq) for e in self._all[start:] if e}
-            for signal in missed.values():
+            for signal in await self.changed(start):
                 yield signal
             while True:
                 for signal in await subscription.next():
                     yield signal
+
+    async def changed(self, after_seq: int) -> list[Signal]:
+        newest = {e.entity: Signal(e.entity, e.id, e.seq) for e in self._all[after_seq:] if e}
+        return sorted(newest.values(), key=lambda signal: signal.seq)
 
     async def due_timers(self, until: float, *, limit: int = 1000) -> list[DueTimer]:
         due = [
@@ -157,8 +160,9 @@ class MemoryLog:
         ]
         return heapq.nsmallest(limit, due, key=lambda timer: timer.due_at)
 
-    async def next_timer(self) -> float | None:
-        return min(self._timers.values(), default=None)
+    async def next_timer(self, after: float | None = None) -> float | None:
+        floor = float("-inf") if after is None else after
+        return min((at for at in self._timers.values() if at > floor), default=None)
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         return dict(self._checkpoints.get(activity, {}))

@@ -397,9 +397,7 @@ class SqliteLog(Service):
         }
 
 
-def _page(
-    db: sqlite3.Connection, entity: Entity, after: str | None, size: int
-) -> list[Event]:
+def _page(db: sqlite3.Connection, entity: Entity, after: str | None, size: int) -> list[Event]:
     """The next page of events of ``entity``; one snapshot, so a whole command or none of it."""
     db.execute("BEGIN")
     try:

@@ -37,6 +37,8 @@ class Request:
     future: Any = None
     result: list[Event] = field(default_factory=list)
     fresh: list[Event] = field(default_factory=list)
+    head: str = ""
+    head_seq: int = 0
     error: LeaseholdError | None = None
 
 
@@ -138,6 +140,7 @@ class Writer:
             request.result.append(old)
         if request.fresh or not head.stored:
             changed[entity] = head
+        request.head, request.head_seq = head.id or "", head.seq
         side.extend(_timer(head.eid, timer) for timer in request.timers)
         if request.checkpoint is not None:
             side.append(_checkpoint(head.eid, request.checkpoint))
