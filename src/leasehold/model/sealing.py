@@ -26,7 +26,7 @@ _NONCE = 12
 
 
 class Vault:
-    """Seals and opens. ``key`` is 32 bytes; see :meth:`at` for a key file."""
+    """Seals and opens. ``key`` is 32 bytes; see :meth:`ensure` for a key file."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
@@ -40,7 +40,7 @@ class Vault:
         self._aead = AESGCM(key)
 
     @classmethod
-    def at(cls, path: Path) -> Vault:
+    def ensure(cls, path: Path) -> Vault:
         """The vault of the key file ``path``, which is made (mode 0600) when it is not there."""
         try:
             key = path.read_bytes()

@@ -1,0 +1,15 @@
+"""The HTTP API: tenants' routes as the originals have them, operators' under ``/v1``.
+
+``server``     Litestar on uvicorn; ``Gateway(routes=[…])`` takes every area's routes
+``auth``       who asks: guards ``tenant(scope)``, ``any_tenant`` and ``operator``
+``claims``     what a token permits
+``jwt``        tokens: ES256K, ES256KADR36, EdDSA
+``errors``     errors as HTTP
+``manifests``  send, read, try, roll back
+``leases``     status of leases and services
+``streams``    websockets: logs, events, shell
+``migrate``    moving host names and addresses between leases
+``status``     version, address and status of the provider
+``timeline``   the story of a lease
+``ports``      what the gateway needs of the system that runs workloads
+"""
