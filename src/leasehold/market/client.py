@@ -21,12 +21,15 @@ from leasehold.core.retry import Backoff, retrying
 from leasehold.market.accounts import Key
 from leasehold.market.ledger import messages as m
 from leasehold.market.ledger.money import Coin
-from leasehold.market.ports import BidView, Funds, OrderView
+from leasehold.market.ports import BidView, Funds, Offer
 from leasehold.model.market import BidId, DeploymentId, GroupId, LeaseId, OrderId
 from leasehold.model.resources import Attribute, GroupSpec
 
 SEQUENCE_RETRIES = 5
 """Times a transaction is signed anew because the sequence had moved on."""
+
+CONNECTIONS = 100
+"""Connections kept open between calls; httpx's own 20 would close and open the rest each time."""
 
 _KINDS = {kind.http: kind for kind in Kind}
 
@@ -61,7 +64,11 @@ class LedgerClient:
         self.denom = denom
         self.clock: Clock = clock or SystemClock()
         self.timeout = timeout
-        self._http = http or httpx.AsyncClient(timeout=timeout, trust_env=False)
+        self._http = http or httpx.AsyncClient(
+            timeout=timeout,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=CONNECTIONS),
+        )
         self._chain_id = ""
         self._sequence: int | None = None
         self._turn = asyncio.Lock()
@@ -216,17 +223,16 @@ class LedgerClient:
                 return None
             raise
 
-    async def order(self, id: OrderId) -> OrderView | None:
-        found = await self._known("orders", id)
+    async def offer(self, id: BidId) -> Offer | None:
+        found = await self._known("offer", id)
         if found is None:
             return None
-        group = await self.get("groups", id.group)
-        deployment = await self.get("deployments", id.deployment)
-        return OrderView(
-            id=id,
+        return Offer(
+            id=id.order,
             state=found["state"],
-            group=msgspec.convert(group["spec"], GroupSpec),
-            reclamation_window=deployment["reclamation_window"],
+            group=msgspec.convert(found["spec"], GroupSpec),
+            reclamation_window=found["reclamation_window"],
+            bid=None if found["bid"] is None else _bid_view(found["bid"]),
         )
 
     async def bid(self, id: BidId) -> BidView | None:

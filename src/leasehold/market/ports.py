@@ -39,15 +39,6 @@ class Inventory(Protocol):
         ...
 
 
-class OrderView(msgspec.Struct, frozen=True, kw_only=True):
-    """An order as of now. ``state`` is open, active or closed."""
-
-    id: OrderId
-    state: str
-    group: GroupSpec
-    reclamation_window: int = 0
-
-
 class BidView(msgspec.Struct, frozen=True, kw_only=True):
     """A bid, or the lease it became, as of now. ``made`` is seconds UTC.
 
@@ -61,6 +52,19 @@ class BidView(msgspec.Struct, frozen=True, kw_only=True):
     made: float = 0.0
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """An order as of now, and the bid on it that was asked about.
+
+    ``state`` is open, active or closed; ``reclamation_window`` the notice it asks for, seconds.
+    """
+
+    id: OrderId
+    state: str
+    group: GroupSpec
+    reclamation_window: int = 0
+    bid: BidView | None = None
+
+
 class Funds(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment's funds as of now. ``seconds_left`` is None while nothing is being paid."""
 
@@ -72,7 +76,9 @@ class Funds(msgspec.Struct, frozen=True, kw_only=True):
 class MarketReader(Protocol):
     """What the market says now. Kind UNAVAILABLE or TIMEOUT when it does not answer."""
 
-    async def order(self, id: OrderId) -> OrderView | None: ...
+    async def offer(self, id: BidId) -> Offer | None:
+        """The order of a bid, together with the bid if it was made."""
+        ...
 
     async def bid(self, id: BidId) -> BidView | None: ...
 

@@ -45,9 +45,9 @@ class MarketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="folder of the validator's key and the state snapshot; empty: neither"),
     ] = ""
-    snapshot_blocks: Annotated[
+    snapshot_txs: Annotated[
         int,
-        Meta(description="blocks after which a snapshot is due; grows with the state", ge=1),
+        Meta(description="transactions after which a snapshot is due; grows with the state", ge=1),
     ] = 20_000
 
     bid_deposit: Annotated[str, Meta(description="deposit of a bid, base units")] = "500000"

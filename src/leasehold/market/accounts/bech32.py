@@ -6,10 +6,18 @@ Only the classic constant is used; bech32m belongs to another chain family.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
+from operator import xor
 
 _CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _INDEX = {c: i for i, c in enumerate(_CHARSET)}
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+
+_FACTORS = [
+    reduce(xor, (factor for i, factor in enumerate(_GENERATOR) if top >> i & 1), 0)
+    for top in range(32)
+]
+"""What the checksum takes in for each value that falls out at its top."""
 
 MAX_LENGTH = 90
 """Characters; BIP 173."""
@@ -50,11 +58,7 @@ def _expand(prefix: str) -> list[int]:
 def _polymod(values: Iterable[int]) -> int:
     check = 1
     for value in values:
-        top = check >> 25
-        check = (check & 0x1FFFFFF) << 5 ^ value
-        for i, factor in enumerate(_GENERATOR):
-            if top >> i & 1:
-                check ^= factor
+        check = (check & 0x1FFFFFF) << 5 ^ value ^ _FACTORS[check >> 25]
     return check
 
 

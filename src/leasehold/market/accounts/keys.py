@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,18 @@ _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _SHA256 = ec.ECDSA(hashes.SHA256())
 
 
+ADDRESSES = 65_536
+"""Addresses remembered, of keys and as checked: an account usually comes back."""
+
+
+@lru_cache(ADDRESSES)
+def _address(type: Algorithm, data: bytes) -> str:
+    digest = hashlib.sha256(data).digest()
+    if type == "secp256k1":
+        return bech32.encode(PREFIX, hashlib.new("ripemd160", digest).digest())
+    return bech32.encode(PREFIX, digest[:20])
+
+
 class PublicKey(msgspec.Struct, frozen=True, dict=True):
     """``data`` is 33 bytes compressed for secp256k1, 32 bytes for ed25519."""
 
@@ -49,10 +61,7 @@ class PublicKey(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def address(self) -> str:
         """The account of this key: ``akash1…``."""
-        digest = hashlib.sha256(self.data).digest()
-        if self.type == "secp256k1":
-            return bech32.encode(PREFIX, hashlib.new("ripemd160", digest).digest())
-        return bech32.encode(PREFIX, digest[:20])
+        return _address(self.type, self.data)
 
     @cached_property
     def loaded(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
@@ -228,6 +237,7 @@ class _KeyFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     secret: str
 
 
+@lru_cache(ADDRESSES)
 def is_address(text: str) -> bool:
     """Whether ``text`` is an address of this market, checksum included."""
     try:

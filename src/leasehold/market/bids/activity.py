@@ -28,10 +28,11 @@ from leasehold.core.logs import get_logger
 from leasehold.events.event import Entity, Event
 from leasehold.market.bids import pricing
 from leasehold.market.bids.rules import Audits, reasons_against
-from leasehold.market.ports import BidView, Inventory, MarketReader, MarketWriter, OrderView
+from leasehold.market.ports import BidView, Inventory, MarketReader, MarketWriter, Offer
 from leasehold.market.settings import MarketSettings
 from leasehold.model.events import market as e
 from leasehold.model.market import BidId, LeaseId, OrderId
+from leasehold.model.resources import GroupSpec
 from leasehold.observe.activity import Context, Outcome, Reconciler
 
 log = get_logger(__name__)
@@ -106,6 +107,7 @@ class BidActivity(Reconciler):
         self.id: BidId = LeaseId(order.owner, order.dseq, order.gseq, order.oseq, bidder.provider)
         self.folded = _Folded()
         self._deadline: float | None = None
+        self._group: GroupSpec | None = None
 
     def fold(self, event: Event) -> None:
         said, now = event.payload, self.folded
@@ -157,31 +159,34 @@ class BidActivity(Reconciler):
 
     async def _pursue(self) -> Outcome:
         bidder = self.bidder
-        bid = await bidder.reader.bid(self.id)
-        if bid is not None:
-            return await self._stand_by(bid)
-        order = await bidder.reader.order(self.order)
-        if order is None or order.state != "open":
+        if self._deadline is not None and self.folded.bid:
+            return Outcome.SLEEP
+        offer = await bidder.reader.offer(self.id)
+        if offer is None or offer.state == "closed":
+            return await self._give_up("gone")
+        if offer.bid is not None:
+            return await self._stand_by(offer, offer.bid)
+        if offer.state != "open":
             return await self._give_up("gone")
         if bidder.paused:
             return await self._give_up("paused")
         against = await reasons_against(
-            order.group, bidder.attributes, bidder.audits, bidder.settings.max_volumes
+            offer.group, bidder.attributes, bidder.audits, bidder.settings.max_volumes
         )
-        if order.reclamation_window > bidder.reclamation_window:
+        if offer.reclamation_window > bidder.reclamation_window:
             return await self._give_up("notice")
         if against:
             log.info("bid.declined", order=str(self.order), why=against[0].message)
             return await self._give_up("declined")
-        await self._place(order)
+        await self._place(offer)
         return await self._expire_later(bidder.clock.now())
 
-    async def _place(self, order: OrderView) -> None:
+    async def _place(self, offer: Offer) -> None:
         bidder = self.bidder
-        await bidder.inventory.reserve(self.order, order.group)
+        await self._reserve(offer)
         async with self.context.outside():
-            price = await bidder.pricing.price(self.order, order.group)
-        ceiling = pricing.most(order.group)
+            price = await bidder.pricing.price(self.order, offer.group)
+        ceiling = pricing.most(offer.group)
         if price > ceiling:
             raise LeaseholdError(
                 "too_cheap_for_us",
@@ -194,23 +199,23 @@ class BidActivity(Reconciler):
                 self.order,
                 format(price.normalize(), "f"),
                 bidder.settings.bid_deposit,
-                reclamation_window=bidder.reclamation_window if order.reclamation_window else 0,
+                reclamation_window=bidder.reclamation_window if offer.reclamation_window else 0,
             )
         log.info("bid.placed", order=str(self.order), price=str(price))
         BIDS.labels("placed").inc()
 
-    async def _stand_by(self, bid: BidView) -> Outcome:
+    async def _reserve(self, offer: Offer) -> None:
+        await self.bidder.inventory.reserve(self.order, offer.group)
+        self._group = offer.group
+
+    async def _stand_by(self, offer: Offer, bid: BidView) -> Outcome:
         """There is a bid of ours already: from before a restart, or just now."""
-        if bid.state == "open":
-            order = await self.bidder.reader.order(self.order)
-            if order is not None and order.state == "open":
-                await self.bidder.inventory.reserve(self.order, order.group)
-                return await self._expire_later(bid.made)
-            return await self._give_up("closed")
+        if bid.state == "open" and offer.state == "open":
+            await self._reserve(offer)
+            return await self._expire_later(bid.made)
         if bid.state == "active":
-            order = await self.bidder.reader.order(self.order)
-            if order is not None:
-                await self.bidder.inventory.reserve(self.order, order.group)
+            # The lease's event is on its way.
+            await self._reserve(offer)
             return Outcome.SLEEP
         return await self._give_up(bid.state)
 
@@ -225,13 +230,6 @@ class BidActivity(Reconciler):
     # -- the ways out --------------------------------------------------------------------------
 
     async def _won(self) -> Outcome:
-        order = await self.bidder.reader.order(self.order)
-        if order is None:
-            raise LeaseholdError(
-                "order_not_found",
-                f"the market has a lease but no order {self.order}",
-                kind=Kind.INTERNAL,
-            )
         entity = Entity("lease", str(self.id))
         if self.folded.closed:
             # It is over already. What was handed on is given back by who got it.
@@ -239,12 +237,20 @@ class BidActivity(Reconciler):
                 await self.bidder.inventory.release(self.order)
             await self._disarm()
             return Outcome.DONE
-        await self.bidder.inventory.reserve(self.order, order.group)
+        if self._group is None:
+            offer = await self.bidder.reader.offer(self.id)
+            if offer is None:
+                raise LeaseholdError(
+                    "order_not_found",
+                    f"the market has a lease but no order {self.order}",
+                    kind=Kind.INTERNAL,
+                )
+            await self._reserve(offer)
         await self.context.emit(
             e.LeaseWon(
                 id=self.id,
                 price=e.Price(self.folded.denom, self.folded.price),
-                group=msgspec.to_builtins(order.group),
+                group=msgspec.to_builtins(self._group),
                 height=self.folded.height,
             ),
             key="won",

@@ -34,6 +34,7 @@ class Chain:
         height = genesis.initial_height - 1
         self.last = Sealed(0, genesis.time, b"", b"", 0, b"", hashing.merkle([]), app_hash)
         self.height = height
+        self.executed = 0
         self._txs: list[bytes] = []
         self._results: list[TxResult] = []
         self._events: list[ChainEvent] = []
@@ -68,6 +69,7 @@ class Chain:
             raise
         data = _json.encode(created).decode() if any(created) else ""
         result = TxResult(machine.take_events(), data)
+        self.executed += 1
         self._txs.append(received.raw)
         self._results.append(result)
         return result

@@ -43,8 +43,13 @@ log = get_logger(__name__)
 
 BLOCKS = metrics.counter("leasehold_ledger_blocks_total", "blocks made")
 TXS = metrics.counter("leasehold_ledger_txs_total", "transactions", ["outcome"])
+REFUSED, COMMITTED = TXS.labels("refused"), TXS.labels("committed")
 HEIGHT = metrics.gauge("leasehold_ledger_height", "height of the newest block")
 COMMIT = metrics.histogram("leasehold_ledger_commit_seconds", "arrival of a transaction to durable")
+
+CHUNK = 16
+"""Signatures checked by one thread at a time: the producer goes on with those that are done while
+the next are checked."""
 
 INLINE_CHECKS = 2
 """Signatures checked without a thread: a hop there and back costs as much."""
@@ -229,7 +234,7 @@ class LedgerService(Service):
         try:
             received = receive(raw, self.settings.max_tx_bytes)
         except LeaseholdError:
-            TXS.labels("refused").inc()
+            REFUSED.inc()
             raise
         waiting = self._by_hash.get(received.hash)
         if waiting is not None:
@@ -256,7 +261,7 @@ class LedgerService(Service):
         return pending
 
     def _refuse(self, pending: Pending, error: LeaseholdError) -> None:
-        TXS.labels("refused").inc()
+        REFUSED.inc()
         self._by_hash.pop(pending.received.hash, None)
         for future in (pending.checked, pending.done):
             if not future.done():
@@ -270,25 +275,28 @@ class LedgerService(Service):
             batch = list(self._arrived)
             self._arrived.clear()
             if len(batch) <= INLINE_CHECKS:
-                verdicts = [verified(p.received) for p in batch]
-            else:
-                size = -(-len(batch) // (os.cpu_count() or 1))
-                chunks = [batch[i : i + size] for i in range(0, len(batch), size)]
-                jobs = [loop.run_in_executor(self._threads, _verify_all, c) for c in chunks]
-                verdicts = [v for job in jobs for v in await job]
-            for pending, genuine in zip(batch, verdicts, strict=True):
-                try:
-                    if not genuine:
-                        raise _bad_signature()
-                    self.chain.check(pending.received, early=True)
-                except LeaseholdError as error:
-                    self._refuse(pending, error)
-                    continue
-                if not pending.checked.done():
-                    pending.checked.set_result(None)
-                self._verified.append(pending)
-            if self._verified:
-                self._work.set()
+                self._judge(batch, _verify_all(batch))
+                continue
+            chunks = [batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)]
+            jobs = [loop.run_in_executor(self._threads, _verify_all, chunk) for chunk in chunks]
+            for chunk, job in zip(chunks, jobs, strict=True):
+                self._judge(chunk, await job)
+
+    def _judge(self, batch: list[Pending], verdicts: list[bool]) -> None:
+        """Pass on what is signed by who it says, in the order of arrival; refuse the others."""
+        for pending, genuine in zip(batch, verdicts, strict=True):
+            try:
+                if not genuine:
+                    raise _bad_signature()
+                self.chain.check(pending.received, early=True)
+            except LeaseholdError as error:
+                self._refuse(pending, error)
+                continue
+            if not pending.checked.done():
+                pending.checked.set_result(None)
+            self._verified.append(pending)
+        if self._verified:
+            self._work.set()
 
     # -- blocks --------------------------------------------------------------------------------
 
@@ -342,7 +350,7 @@ class LedgerService(Service):
         now = self.clock.monotonic()
         for position, (pending, result) in enumerate(taken):
             self._by_hash.pop(pending.received.hash, None)
-            TXS.labels("committed").inc()
+            COMMITTED.inc()
             COMMIT.observe(now - pending.arrived)
             if not pending.done.done():
                 pending.done.set_result(Committed(block.height, position, result, block))

@@ -36,7 +36,7 @@ PIECE = 2_000
 """Objects encoded at a time: about a millisecond."""
 
 MIN_AT_STOP = 200
-"""Blocks since the last snapshot that make one worth writing at a stop."""
+"""Transactions since the last snapshot that make one worth writing at a stop."""
 
 Work = Callable[[], None]
 
@@ -57,8 +57,8 @@ class Snapshots:
 
     def __init__(self, settings: MarketSettings) -> None:
         self._path = Path(settings.folder) / "ledger-state" if settings.folder else None
-        self._least = settings.snapshot_blocks
-        self._height = -1
+        self._least = settings.snapshot_txs
+        self._executed = 0
 
     async def load(self, chain: Chain, index: TxIndex, history: History) -> None:
         """Bring ``chain`` to the snapshot's height, if there is one that belongs to the log."""
@@ -77,17 +77,16 @@ class Snapshots:
         chain.height, chain.last = head.height, head.last
         chain.machine.begin(head.height, head.last.time)
         index.load(head.hashes, head.heights)
-        self._height = head.height
 
     def due(self, chain: Chain, index: TxIndex, *, stopping: bool = False) -> Work | None:
         """What to run on a thread when a snapshot is due, else None.
 
-        The work is proportional to the state, so it is due after as many blocks as make that worth
-        while; the state is captured now.
+        The work is proportional to the state, so it is due after as many transactions
+        as make that worth while; the state is captured now.
         """
         if self._path is None:
             return None
-        since = chain.height - max(self._height, 0)
+        since = chain.executed - self._executed
         size = sum(len(rows) for rows in chain.machine.state.tables.values())
         if since < (MIN_AT_STOP if stopping else max(self._least, size // 4)):
             return None
@@ -99,7 +98,7 @@ class Snapshots:
             {name: len(rows) for name, rows in tables.items()},
             *index.dump(),
         )
-        self._height = chain.height
+        self._executed = chain.executed
         return partial(_write, self._path, head, tables)
 
 

@@ -39,6 +39,8 @@ def ask(machine: Machine, path: str, data: bytes, now: int) -> Any:
     table, _, verb = path.strip("/").partition("/")
     if table == "escrow" and verb == "get":
         return escrow(machine, _text(data), now)
+    if table == "offer" and verb == "get":
+        return offer(machine, _text(data))
     if table not in TABLES or verb not in ("get", "list"):
         raise LeaseholdError(
             "bad_path",
@@ -181,6 +183,22 @@ def escrow(machine: Machine, id: str, now: int) -> dict[str, Any]:
         "tick": tick,
         "ticks_left": left,
         "period_s": machine.period / 1e9,
+    }
+
+
+def offer(machine: Machine, bid_id: str) -> dict[str, Any]:
+    """All a bidder wants to know about an order at once; ``bid`` is None when there is none."""
+    state = machine.state
+    order = state.orders.get(bid_id.rpartition("/")[0])
+    if order is None:
+        raise not_found("order", bid_id.rpartition("/")[0])
+    group_id = order.id.rpartition("/")[0]
+    bid = state.bids.get(bid_id)
+    return {
+        **view(order),
+        "spec": view(state.groups[group_id])["spec"],
+        "reclamation_window": state.deployments[group_id.rpartition("/")[0]].reclamation_window,
+        "bid": None if bid is None else view(bid),
     }
 
 
