@@ -65,6 +65,8 @@ class WorkloadRunning(msgspec.Struct, frozen=True, kw_only=True):
     id: LeaseId
     hash: str
     uris: list[str] = []
+    revisions: dict[str, str] = {}
+    """By service: a hash of what its containers are made of."""
 
 
 @payload("deploy.healthy")
@@ -92,6 +94,7 @@ class DeployFailed(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     final: bool = False
     """True when trying again cannot help until the manifest changes."""
+    path: str = ""
 
 
 @payload("deploy.exited")
@@ -103,6 +106,7 @@ class ReplicaExited(msgspec.Struct, frozen=True, kw_only=True):
     replica: int
     key: str
     status: int | None = None
+    reason: str = ""
 
 
 @payload("deploy.removed")

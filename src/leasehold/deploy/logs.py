@@ -1,0 +1,189 @@
+"""Reading replicas' logs: the last lines, all of them, or as they come.
+
+The keeper writes ``<service>/<number>.log`` below the lease's folder and rotates it. A follower is
+woken by the kernel (inotify) when something was written, so it neither polls nor misses a rotation:
+it reads the old file to its end before it goes on with the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from leasehold.core.clock import Clock
+from leasehold.core.errors import not_found
+
+CHUNK = 256 * 1024
+TAIL_LIMIT = 100_000
+"""Most lines a reader may ask for at the end of each log."""
+
+_IN_MODIFY, _IN_CREATE, _IN_MOVED_TO = 0x2, 0x100, 0x80
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Line(msgspec.Struct, frozen=True):
+    """``at`` is RFC 3339 text; ``stream`` stdout or stderr; ``partial`` when it was cut."""
+
+    service: str
+    replica: int
+    at: str
+    stream: str
+    text: str
+    partial: bool = False
+
+
+Lines = AsyncIterator[Line]
+
+
+class _Watch:
+    """Wakes when anything in the folders was written or made."""
+
+    def __init__(self) -> None:
+        self.fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        self.changed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self.fd, self._readable)
+
+    def add(self, folder: Path) -> None:
+        mask = _IN_MODIFY | _IN_CREATE | _IN_MOVED_TO
+        _libc.inotify_add_watch(self.fd, os.fsencode(folder), mask)
+
+    def _readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 65536)
+        self.changed.set()
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.fd)
+        os.close(self.fd)
+
+
+class _Reader:
+    """One replica's log, from some point on, across rotations."""
+
+    def __init__(self, path: Path, service: str) -> None:
+        self.path = path
+        self.service = service
+        self.replica = int(path.stem)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._rest = b""
+
+    def start(self, tail: int | None) -> list[Line]:
+        """What there is already, rotated files included: all of it, or the last lines."""
+        older = sorted(
+            (p for p in self.path.parent.glob(f"{self.path.name}.*") if p.suffix[1:].isdigit()),
+            key=lambda p: -int(p.suffix[1:]),
+        )
+        if tail == 0:
+            self._file.seek(0, os.SEEK_END)
+            return []
+        lines = self.more()
+        for path in reversed(older):
+            if tail is not None and len(lines) >= tail:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                lines = self._parse(path.read_bytes().splitlines()) + lines
+        return lines if tail is None else lines[-tail:]
+
+    def more(self) -> list[Line]:
+        """What was written since the last call."""
+        found: list[Line] = []
+        while True:
+            data = self._file.read(CHUNK)
+            if data:
+                *whole, self._rest = (self._rest + data).split(b"\n")
+                found += self._parse(whole)
+            elif not self._next_file():
+                return found
+
+    def _next_file(self) -> bool:
+        """Go on with the new file when the one we read was rotated away."""
+        try:
+            current = os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return False
+        if current == os.fstat(self._file.fileno()).st_ino:
+            return False
+        self._file.close()
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+        self._rest = b""
+        return True
+
+    def _parse(self, lines: list[bytes]) -> list[Line]:
+        found = []
+        for line in lines:
+            parts = line.split(b" ", 3)
+            if len(parts) == 4:
+                at, stream, tag, text = parts
+                found.append(
+                    Line(
+                        self.service,
+                        self.replica,
+                        at.decode("ascii", "replace"),
+                        stream.decode("ascii", "replace"),
+                        text.decode(errors="replace"),
+                        tag == b"P",
+                    )
+                )
+        return found
+
+    def close(self) -> None:
+        self._file.close()
+
+
+async def read(
+    folder: Path, service: str | None, *, follow: bool, tail: int | None, clock: Clock
+) -> Lines:
+    """See :meth:`leasehold.deploy.service.DeployService.logs`."""
+    if not follow and not folder.is_dir():
+        raise not_found("log", service or folder.name)
+    if tail is not None:
+        tail = max(0, min(tail, TAIL_LIMIT))
+    readers: dict[Path, _Reader] = {}
+    watch = _Watch() if follow else None
+    try:
+        first = True
+        while True:
+            if watch is not None:
+                watch.changed.clear()
+                watch.add(folder if folder.is_dir() else folder.parent)
+            lines: list[Line] = []
+            for path in _files(folder, service):
+                if watch is not None:
+                    watch.add(path.parent)
+                if path not in readers:
+                    reader = readers[path] = _Reader(path, path.parent.name)
+                    lines += await asyncio.to_thread(reader.start, tail if first else None)
+                else:
+                    lines += readers[path].more()
+            lines.sort(key=lambda line: line.at)
+            for line in lines:
+                yield line
+            first = False
+            if watch is None:
+                return
+            await watch.changed.wait()
+    finally:
+        for reader in readers.values():
+            reader.close()
+        if watch is not None:
+            watch.close()
+
+
+def _files(folder: Path, service: str | None) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    names = [service] if service else sorted(p.name for p in folder.iterdir() if p.is_dir())
+    found = []
+    for name in names:
+        if "/" in name or name.startswith("."):
+            continue
+        found += [p for p in sorted((folder / name).glob("*.log")) if p.stem.isdigit()]
+    return found

@@ -1,0 +1,440 @@
+"""Starts and ends replicas with crun, runc or runsc, through the keeper.
+
+What a replica is (lease, service, revision, number, network) is kept as labels by the keeper, so a
+provider that starts again learns all of it from there. Disks, bundles and logs are below one state
+folder; see :meth:`OciRuntime.remove_replica` for what goes when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from leasehold.core import metrics
+from leasehold.core.clock import Clock
+from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.core.logs import get_logger
+from leasehold.core.service import Service
+from leasehold.deploy.keeper.client import KeeperClient
+from leasehold.deploy.net.node import NodeNetwork
+from leasehold.deploy.net.rules import GATEWAY, Attachment
+from leasehold.deploy.oci import bundle, cgroups, disk, image
+from leasehold.deploy.oci.image import HealthCheck
+from leasehold.deploy.programs import find_program
+from leasehold.deploy.replica import Ended, Order, Replica, State
+from leasehold.deploy.settings import DeploySettings
+from leasehold.deploy.workload import VolumeMount, disk_bytes, lease_name, volume_mounts
+from leasehold.model.market import LeaseId
+
+STARTS = metrics.counter("leasehold_deploy_starts_total", "replicas started", ["runtime", "result"])
+START_SECONDS = metrics.histogram("leasehold_deploy_start_seconds", "start of a replica", [])
+
+log = get_logger(__name__)
+
+
+class OciRuntime(Service):
+    """``folder`` is absolute and private to this provider."""
+
+    def __init__(
+        self,
+        keeper: KeeperClient,
+        network: NodeNetwork,
+        folder: Path,
+        settings: DeploySettings | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__("oci-runtime", clock=clock)
+        self.keeper = keeper
+        self.network = network
+        self.folder = folder
+        self.settings = settings or DeploySettings()
+        self.name, self.program = choose(self.settings.runtime)
+        self._exit_listeners: list[Callable[[Replica], None]] = []
+        self._lost_listeners: list[Callable[[], None]] = []
+        self._starting = asyncio.Semaphore(self.settings.parallel_starts)
+        self._disks = self.settings.disk_limits and disk.available()
+
+    async def start(self) -> None:
+        for part in ("bundles", "disks", "logs", "runtime"):
+            (self.folder / part).mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.keeper.on_event.append(self._on_event)
+        self.resources.callback(self.keeper.on_event.remove, self._on_event)
+        self.keeper.on_reconnect.append(self._on_reconnect)
+        self.resources.callback(self.keeper.on_reconnect.remove, self._on_reconnect)
+        await self._adopt()
+
+    async def _adopt(self) -> None:
+        """Give the network what runs already."""
+        attachments = {}
+        for item in (await self.keeper.list()).values():
+            labels = item.get("labels") or {}
+            if item["kind"] == "container" and labels.get("network"):
+                attachments[item["id"]] = Attachment(**labels["network"])
+        await self.network.adopt(attachments)
+
+    def on_exit(self, listener: Callable[[Replica], None]) -> None:
+        self._exit_listeners.append(listener)
+
+    def on_lost(self, listener: Callable[[], None]) -> None:
+        self._lost_listeners.append(listener)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "exited" and event["kind"] == "container":
+            replica = _replica(event)
+            for listener in self._exit_listeners:
+                listener(replica)
+
+    def _on_reconnect(self) -> None:
+        for listener in self._lost_listeners:
+            listener()
+
+    # -- start ------------------------------------------------------------------------------------
+
+    async def start_replica(self, order: Order) -> Replica:
+        """Start it, or answer with what runs already under its key."""
+        async with self._starting:
+            began = self.clock.monotonic()
+            try:
+                replica = await self._start_replica(order)
+            except BaseException:
+                STARTS.labels(self.name, "failed").inc()
+                raise
+            STARTS.labels(self.name, "started").inc()
+            START_SECONDS.observe(self.clock.monotonic() - began)
+            return replica
+
+    async def _start_replica(self, order: Order) -> Replica:
+        known = (await self.keeper.list()).get(order.key)
+        if known is not None:
+            if known["state"] == "running":
+                return _replica(known)
+            await self._delete(order.key)
+        mounts = volume_mounts(order.service)
+        self._check(order, mounts)
+        joined = await self.network.join(order.key, mark=order.mark, egress=self.settings.egress)
+        try:
+            home = self._home(order.key)
+            spec = self._rootfs(order, mounts)
+            await asyncio.to_thread(self._prepare, order, mounts, joined.path, home)
+            labels = {
+                "lease": str(order.lease),
+                "service": order.service.name,
+                "revision": order.revision,
+                "number": order.number,
+                "hash": order.hash,
+                "network": asdict(joined.attachment),
+                "mark": order.mark,
+                "cgroup": self.cgroup(order.lease, order.key),
+            }
+            check = image.health_check(order.image.config)
+            if check is not None:
+                labels["health"] = asdict(check)
+            found = await self.keeper.ask(
+                "run",
+                id=order.key,
+                rootfs=spec,
+                run=self._command(order.key, "run", "-d", "--bundle", str(home),
+                                  "--pid-file", str(home / "pid"), order.key),
+                delete=self._command(order.key, "delete", "-f", order.key),
+                pid_file=str(home / "pid"),
+                runtime_log=str(home / "runtime.log"),
+                output=self._output(order),
+                labels=labels,
+            )  # fmt: skip
+            return _replica(found)
+        except BaseException:
+            with contextlib.suppress(LeaseholdError):
+                await self._delete(order.key)
+            raise
+
+    def _check(self, order: Order, mounts: list[VolumeMount]) -> None:
+        """Refuse what this machine cannot give, with a reason, before anything is made."""
+        if order.service.resources.gpu_units:
+            raise LeaseholdError(
+                "no_gpu",
+                "this machine offers no GPUs to containers",
+                kind=Kind.UNSUPPORTED,
+                path=f"services.{order.service.name}.resources.gpu",
+                expected=0,
+                got=order.service.resources.gpu_units,
+            )
+        for mount in mounts:
+            if mount.storage.persistent and mount.storage.name not in order.volumes:
+                raise LeaseholdError(
+                    "volume_missing",
+                    f"volume {mount.storage.name!r} was not prepared",
+                    kind=Kind.INTERNAL,
+                )
+
+    def _rootfs(self, order: Order, mounts: list[VolumeMount]) -> dict[str, Any]:
+        volumes: list[dict[str, Any]] = []
+        for mount in mounts:
+            if mount.storage.storage_class == "ram":
+                continue
+            volume: dict[str, Any] = {"readonly": mount.readonly}
+            if mount.storage.persistent:
+                volume["source"] = str(order.volumes[mount.storage.name])
+            else:
+                volume["inside"] = f"e-{mount.storage.name}"
+            volumes.append(volume)
+        hosts = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self._hostname(order)}\n"
+        return {
+            "layers": [str(layer) for layer in order.image.layers],
+            "writable": str(self.folder / "disks" / order.key),
+            "disk": str(self._disk_file(order.key)) if self._disks else None,
+            "idmap": self._idmap,
+            "volatile": True,
+            "volumes": volumes,
+            "directories": [mount.mount for mount in mounts]
+            + [
+                "/proc",
+                "/sys",
+                "/dev",
+                image.settings_of(order.image.config).get("WorkingDir") or "/",
+            ],
+            "files": [
+                {"path": "/etc/resolv.conf", "text": f"nameserver {GATEWAY}\noptions ndots:0\n"},
+                {"path": "/etc/hosts", "text": hosts},
+                {"path": "/etc/hostname", "text": self._hostname(order) + "\n"},
+            ],
+        }
+
+    def _prepare(self, order: Order, mounts: list[VolumeMount], netns: str, home: Path) -> None:
+        """Bundle and disk, in a thread: it writes files."""
+        home.mkdir(mode=0o711, parents=True, exist_ok=True)
+        own = self.folder / "disks" / order.key
+        own.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if self._disks:
+            inside = sum(
+                m.size
+                for m in mounts
+                if not m.storage.persistent and m.storage.storage_class != "ram"
+            )
+            disk.make(
+                self._disk_file(order.key),
+                disk_bytes(order.service) + inside,
+                self.folder / "disks" / ".templates",
+            )
+        text = json.dumps(bundle.config(self._plan(order, mounts, netns)))
+        (home / "config.json").write_text(text)
+
+    def _plan(self, order: Order, mounts: list[VolumeMount], netns: str) -> bundle.Plan:
+        service, config = order.service, order.image.config
+        assembled = self.keeper.folder / "c" / order.key
+        binds = []
+        index = 0
+        for mount in mounts:
+            if mount.storage.storage_class == "ram":
+                binds.append(bundle.Mount(mount.mount, None, mount.readonly, mount.size))
+            else:
+                source = str(assembled / f"v{index}")
+                binds.append(bundle.Mount(mount.mount, source, mount.readonly))
+                index += 1
+        user = image.resolve_user(image.settings_of(config).get("User") or "", order.image.layers)
+        defaults = {**order.environment, "HOSTNAME": self._hostname(order), "HOME": user.home}
+        return bundle.Plan(
+            rootfs=str(assembled / "rootfs"),
+            netns=netns,
+            cgroup=self.cgroup(order.lease, order.key),
+            hostname=self._hostname(order),
+            args=image.command(config, entrypoint=service.command, args=service.args),
+            env=image.environment(config, service.env or (), defaults),
+            limits=bundle.Limits(
+                service.resources.cpu_milli, service.resources.memory_bytes, self.settings.pids
+            ),
+            user=user,
+            cwd=image.settings_of(config).get("WorkingDir") or "/",
+            mounts=tuple(binds),
+            idmap=(self._idmap[0], self._idmap[1]) if self._idmap else None,
+            capabilities=bundle.CAPABILITIES if self.settings.capabilities else (),
+            readonly_rootfs=self.settings.readonly_rootfs,
+        )
+
+    @property
+    def _idmap(self) -> list[int] | None:
+        if not self.settings.user_namespace:
+            return None
+        return [self.settings.id_base, self.settings.id_count]
+
+    def _hostname(self, order: Order) -> str:
+        return f"{order.service.name[:48]}-{order.number}"
+
+    def _home(self, key: str) -> Path:
+        return self.folder / "bundles" / key
+
+    def _disk_file(self, key: str) -> Path:
+        return self.folder / "disks" / key / "disk.ext4"
+
+    def _output(self, order: Order) -> dict[str, Any]:
+        path = self.log_folder(order.lease) / order.service.name / f"{order.number}.log"
+        return {
+            "path": str(path),
+            "bytes": self.settings.log_bytes,
+            "files": self.settings.log_files,
+            "rate": self.settings.log_rate,
+        }
+
+    def log_folder(self, lease: LeaseId) -> Path:
+        return self.folder / "logs" / lease_name(lease)
+
+    def cgroup(self, lease: LeaseId, key: str = "") -> str:
+        """The control group of a lease, or of one of its replicas."""
+        path = f"{self.settings.cgroup_parent}/{lease_name(lease)}"
+        return f"{path}/{key}" if key else path
+
+    def _command(self, key: str, *arguments: str) -> list[str]:
+        common = [
+            "--root",
+            str(self.folder / "runtime"),
+            "--log",
+            str(self._home(key) / "runtime.log"),
+        ]
+        if self.name == "crun":
+            common += ["--cgroup-manager=cgroupfs"]
+        elif self.name == "runsc":
+            common += ["--platform=systrap"]
+        return [self.program, *common, "--log-format=json", *arguments]
+
+    # -- end --------------------------------------------------------------------------------------
+
+    async def remove_replica(self, key: str, *, grace: float = 0.0) -> None:
+        """End it and remove its disk, bundle, control group and network; its logs stay."""
+        known = (await self.keeper.list()).get(key)
+        await self._delete(key, grace=grace)
+        if known is not None:
+            group = (known.get("labels") or {}).get("cgroup", "")
+            if group:
+                cgroups.remove(group)
+
+    async def _delete(self, key: str, *, grace: float = 0.0) -> None:
+        await self.keeper.ask("delete", id=key, grace=grace)
+        await self.network.leave(key)
+        await asyncio.to_thread(self._remove_files, key)
+
+    def _remove_files(self, key: str) -> None:
+        shutil.rmtree(self._home(key), ignore_errors=True)
+        disk.remove(self.folder / "disks" / key)
+
+    def forget_lease(self, lease: LeaseId) -> None:
+        """Remove the lease's own control group, once its last replica is gone."""
+        cgroups.remove(self.cgroup(lease))
+
+    # -- look -------------------------------------------------------------------------------------
+
+    async def replicas(self) -> list[Replica]:
+        items = (await self.keeper.list()).values()
+        return [_replica(i) for i in items if i["kind"] == "container" and "lease" in i["labels"]]
+
+    def usage(self, replica: Replica) -> cgroups.Usage | None:
+        return cgroups.usage(self.cgroup(replica.lease, replica.key))
+
+    async def answers(self, replica: Replica, ports: Sequence[int]) -> bool:
+        if replica.state is not State.RUNNING:
+            return False
+        if replica.health is not None:
+            return await self._passes(replica, replica.health)
+        loop = asyncio.get_running_loop()
+        for port in ports:
+            sock = await self.network.socket()
+            try:
+                async with self.clock.timeout(self.settings.check_timeout):
+                    await loop.sock_connect(sock, (replica.address, port))
+            except (OSError, TimeoutError):
+                return False
+            finally:
+                sock.close()
+        return True
+
+    async def _passes(self, replica: Replica, check: HealthCheck) -> bool:
+        home = self._home(replica.key)
+        process = json.loads((home / "config.json").read_text())["process"]
+        process.update(args=list(check.command), terminal=False)
+        (home / "health.json").write_text(json.dumps(process))
+        try:
+            async with self.clock.timeout(check.timeout):
+                return await self.run_inside(replica.key, home / "health.json") == 0
+        except TimeoutError:
+            return False
+
+    async def run_inside(self, key: str, process: Path, fds: Sequence[int] = ()) -> int | None:
+        """Run a process beside the replica's own, to its end; its exit code, None if unknown."""
+        done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        id = f"{key}/exec/{id_counter()}"
+
+        def ended(event: dict[str, Any]) -> None:
+            if event["event"] == "exited" and event["id"] == id and not done.done():
+                done.set_result(event["exit"]["code"])
+
+        self.keeper.on_event.append(ended)
+        try:
+            await self.keeper.ask(
+                "spawn",
+                id=id,
+                argv=self._command(key, "exec", "--process", str(process), key),
+                fds=list(fds),
+                numbers=list(range(len(fds))),
+                transient=True,
+            )
+            try:
+                return await done
+            except asyncio.CancelledError:
+                with contextlib.suppress(LeaseholdError):
+                    await self.keeper.ask("signal", id=id, signal=9)
+                raise
+        finally:
+            self.keeper.on_event.remove(ended)
+
+
+_counter = 0
+
+
+def id_counter() -> int:
+    """A number that no other call of this process gets."""
+    global _counter
+    _counter += 1
+    return _counter
+
+
+def choose(wanted: str) -> tuple[str, str]:
+    """``(name, path)`` of the runtime to use; ``auto`` takes crun, else runc, and nothing else."""
+    names = ("crun", "runc") if wanted == "auto" else (wanted,)
+    for name in names:
+        program = find_program(name)
+        if program is not None:
+            return name, program
+    raise LeaseholdError(
+        "no_runtime",
+        f"no container runtime found ({' or '.join(names)}); install one "
+        '(Debian: apt-get install crun). Without containers, runtime = "process" runs workloads '
+        "with no isolation whatever, for development only",
+        kind=Kind.UNSUPPORTED,
+        path="deploy.runtime",
+        expected=" or ".join(names),
+    )
+
+
+def _replica(item: dict[str, Any]) -> Replica:
+    labels = item["labels"]
+    ended = item.get("exit")
+    health = labels.get("health")
+    return Replica(
+        key=item["id"],
+        lease=LeaseId.parse(labels["lease"]),
+        service=labels["service"],
+        revision=labels["revision"],
+        number=labels["number"],
+        state=State(item["state"]) if item["state"] != "starting" else State.RUNNING,
+        address=labels["network"]["address"],
+        mark=labels["mark"],
+        pid=item.get("pid", 0),
+        started_at=item.get("started_at", 0.0),
+        ended=Ended(ended["code"], ended["signal"], ended["at"]) if ended else None,
+        health=HealthCheck(**{**health, "command": tuple(health["command"])}) if health else None,
+    )

@@ -1,0 +1,222 @@
+"""Where requests for a workload go: ingress by host name, ports of the node, names in the lease."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.deploy.ingress.haproxy import Ingress
+from leasehold.deploy.ingress.table import Options, Server
+from leasehold.deploy.net.names import Names
+from leasehold.deploy.net.node import NodeNetwork
+from leasehold.deploy.net.rules import Publication
+from leasehold.deploy.replica import Replica, State
+from leasehold.deploy.settings import DeploySettings
+from leasehold.deploy.workload import Workload
+from leasehold.model.manifest import Expose, ManifestService
+from leasehold.model.market import LeaseId
+
+if TYPE_CHECKING:
+    from leasehold.deploy.rollout import Applied
+
+
+PortKey = tuple[str, str, str, int]
+"""Lease, service, protocol, port."""
+
+
+class Routes:
+    """Points ingress, node ports and names at the replicas that should be reached."""
+
+    def __init__(
+        self,
+        network: NodeNetwork,
+        ingress: Ingress | None,
+        names: Names | None,
+        settings: DeploySettings,
+        file: Path,
+    ) -> None:
+        self.network = network
+        self.ingress = ingress
+        self._names = names
+        self.settings = settings
+        self._file = file
+        self._ports: dict[PortKey, int] = {}
+        self._published: dict[PortKey, Publication] = {}
+        self._targets: dict[str, set[str]] = {}
+        self.withheld: dict[str, set[str]] = {}
+
+    # -- what a tenant is told --------------------------------------------------------------------
+
+    def uris(self, workload: Workload) -> list[str]:
+        """URLs and node ports of a workload."""
+        found = []
+        port = self.ingress.port if self.ingress else 80
+        tail = "" if port == 80 else f":{port}"
+        for service in workload.services:
+            for expose in service.exposes:
+                if expose.ingress:
+                    hosts = workload.hosts(service, expose, self.settings.static_domain)
+                    found += [f"http://{host}{tail}" for host in hosts]
+                elif expose.global_:
+                    node_port = self._ports.get(_port_key(workload, service, expose))
+                    if node_port is not None:
+                        scheme = expose.proto.lower()
+                        found.append(f"{scheme}://{self.settings.public_host}:{node_port}")
+        return found
+
+    def node_ports(self, workload: Workload) -> list[dict[str, object]]:
+        """The forwarded ports, as the status route of the market's API lists them."""
+        return [
+            {
+                "host": self.settings.public_host,
+                "port": expose.port,
+                "externalPort": number,
+                "proto": expose.proto,
+                "name": service.name,
+            }
+            for service in workload.services
+            for expose in service.exposes
+            if not expose.ingress
+            if (number := self._ports.get(_port_key(workload, service, expose))) is not None
+        ]
+
+    # -- moving -----------------------------------------------------------------------------------
+
+    async def names(self, applied: Applied, replicas: Iterable[Replica]) -> None:
+        """Let replicas of the lease find one another, as soon as they run."""
+        if self._names is None:
+            return
+        table: dict[str, list[str]] = {}
+        members = []
+        for replica in replicas:
+            if replica.state is not State.RUNNING or not replica.address:
+                continue
+            members.append(replica.address)
+            if applied.revisions.get(replica.service) == replica.revision:
+                table.setdefault(replica.service, []).append(replica.address)
+        self._names.set(str(applied.workload.lease), members, table)
+
+    async def move(self, applied: Applied, replicas: Iterable[Replica]) -> None:
+        """Point everything at the running replicas of ``applied``, and nothing elsewhere."""
+        workload = applied.workload
+        serving: dict[str, list[Replica]] = {}
+        everything = list(replicas)
+        for replica in everything:
+            if (
+                replica.state is State.RUNNING
+                and applied.revisions.get(replica.service) == replica.revision
+            ):
+                serving.setdefault(replica.service, []).append(replica)
+        await self.names(applied, everything)
+        used = set()
+        ports = {}
+        for service in workload.services:
+            up = serving.get(service.name, [])
+            for expose in service.exposes:
+                if expose.ingress:
+                    key = target(workload.lease, service, expose)
+                    used.add(key)
+                    await self._move_ingress(key, workload, service, expose, up)
+                elif expose.global_ and up:
+                    ports[_port_key(workload, service, expose)] = (up[0].address, expose.port)
+        await self._move_ports(str(workload.lease), ports)
+        await self._forget_targets(str(workload.lease), keep=used)
+
+    async def _move_ingress(
+        self,
+        key: str,
+        workload: Workload,
+        service: ManifestService,
+        expose: Expose,
+        up: list[Replica],
+    ) -> None:
+        if self.ingress is None:
+            return
+        hosts = workload.hosts(service, expose, self.settings.static_domain)
+        withheld = self.withheld.get(str(workload.lease), set())
+        given = expose.http_options
+        defaults = Options()
+        await self.ingress.point(
+            key,
+            hosts=[host for host in hosts if host not in withheld],
+            servers=[Server(replica.address, expose.port) for replica in up],
+            options=Options(
+                max_body=given.max_body_size or defaults.max_body,
+                read_timeout_ms=given.read_timeout or defaults.read_timeout_ms,
+                send_timeout_ms=given.send_timeout or defaults.send_timeout_ms,
+                tries=min(given.next_tries or defaults.tries, 100),
+            ),
+        )
+        self._targets.setdefault(str(workload.lease), set()).add(key)
+
+    async def _move_ports(self, lease: str, wanted: dict[PortKey, tuple[str, int]]) -> None:
+        gone = {key: n for key, n in self._ports.items() if key[0] == lease and key not in wanted}
+        for key in gone:
+            del self._ports[key]
+            self._published.pop(key, None)
+        for key, (address, port) in wanted.items():
+            number = self._ports.get(key) or self._free_port(key[2])
+            self._ports[key] = number
+            self._published[key] = Publication(key[2].lower(), number, address, port)
+        if wanted or gone:
+            self._save()
+        await self.network.publish(self._published[key] for key in wanted)
+        await self.network.unpublish((key[2].lower(), n) for key, n in gone.items())
+
+    def restore(self) -> list[Publication]:
+        """What was published when the provider last ran: ports stay what tenants were told."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            for *key, number, address, target in json.loads(self._file.read_text()):
+                lease, service, protocol, port = key
+                found = (lease, service, protocol, port)
+                self._ports[found] = number
+                self._published[found] = Publication(protocol.lower(), number, address, target)
+        return list(self._published.values())
+
+    def _save(self) -> None:
+        rows = [[*key, p.port, p.address, p.target] for key, p in self._published.items()]
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(json.dumps(rows))
+        os.replace(temporary, self._file)
+
+    def _free_port(self, protocol: str) -> int:
+        first, last = self.settings.node_ports
+        used = {n for key, n in self._ports.items() if key[2] == protocol}
+        for number in range(first, last + 1):
+            if number not in used:
+                return number
+        raise LeaseholdError(
+            "node_ports_exhausted",
+            f"all node ports {first}-{last} are in use",
+            kind=Kind.UNAVAILABLE,
+            path="deploy.node_ports",
+        )
+
+    async def _forget_targets(self, lease: str, *, keep: set[str]) -> None:
+        known = self._targets.setdefault(lease, set())
+        if self.ingress is not None:
+            known |= {key for key in self.ingress.table.targets if key.startswith(f"{lease} ")}
+            await self.ingress.remove(known - keep)
+        self._targets[lease] = keep
+
+    async def forget(self, lease: LeaseId) -> None:
+        """Nothing leads to the lease any more."""
+        await self._forget_targets(str(lease), keep=set())
+        self._targets.pop(str(lease), None)
+        await self._move_ports(str(lease), {})
+        if self._names is not None:
+            self._names.remove(str(lease))
+
+
+def target(lease: LeaseId, service: ManifestService, expose: Expose) -> str:
+    """The name of one ingress port in the proxy's table."""
+    return f"{lease} {service.name} {expose.port}"
+
+
+def _port_key(workload: Workload, service: ManifestService, expose: Expose) -> PortKey:
+    return (str(workload.lease), service.name, expose.proto, expose.port)
