@@ -24,7 +24,9 @@ class Api:
     def __init__(self, url: str, token: str) -> None:
         self.url = url
         self._client = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            timeout=TIMEOUT,
         )
 
     def get(self, path: str, **params: Any) -> Any:
