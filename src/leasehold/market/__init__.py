@@ -3,6 +3,7 @@
 ``accounts``  keys, addresses, key files, tokens
 ``ledger``    the embedded market: signed transactions in durable blocks, escrow, RPC
 ``client``    signs transactions, asks about the state; the ledger's reader and writer
+``connections``  kept HTTP connections of the client
 ``feed``      blocks of the index become market events on the log, exactly once
 ``bids``      one activity an order: should we bid, reserve, price, bid, win or give back
 ``funds``     watches escrows of own leases, withdraws what was earned

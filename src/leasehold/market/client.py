@@ -12,13 +12,13 @@ import base64
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
-import httpx
 import msgspec
 
 from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError, Violation, unavailable
 from leasehold.core.retry import Backoff, retrying
 from leasehold.market.accounts import Key
+from leasehold.market.connections import Connections
 from leasehold.market.ledger import messages as m
 from leasehold.market.ledger.money import Coin
 from leasehold.market.ports import BidView, Funds, Offer
@@ -27,9 +27,6 @@ from leasehold.model.resources import Attribute, GroupSpec
 
 SEQUENCE_RETRIES = 5
 """Times a transaction is signed anew because the sequence had moved on."""
-
-CONNECTIONS = 100
-"""Connections kept open between calls; httpx's own 20 would close and open the rest each time."""
 
 _KINDS = {kind.http: kind for kind in Kind}
 
@@ -57,18 +54,13 @@ class LedgerClient:
         clock: Clock | None = None,
         denom: str = "uakt",
         timeout: float = 30.0,
-        http: httpx.AsyncClient | None = None,
     ) -> None:
         self.url = url
         self.key = key
         self.denom = denom
         self.clock: Clock = clock or SystemClock()
         self.timeout = timeout
-        self._http = http or httpx.AsyncClient(
-            timeout=timeout,
-            trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=CONNECTIONS),
-        )
+        self._connections = Connections(url)
         self._chain_id = ""
         self._sequence: int | None = None
         self._turn = asyncio.Lock()
@@ -80,7 +72,7 @@ class LedgerClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        self._connections.close()
 
     @property
     def address(self) -> str:
@@ -149,12 +141,10 @@ class LedgerClient:
         try:
             async with self.clock.timeout(self.timeout):
                 response = await retrying(
-                    lambda: self._http.post(
-                        self.url, content=body, headers={"content-type": "application/json"}
-                    ),
+                    lambda: self._connections.post(body),
                     clock=self.clock,
                     backoff=Backoff(first=0.05, cap=2.0),
-                    retry_on=lambda e: isinstance(e, httpx.TransportError),
+                    retry_on=lambda e: isinstance(e, OSError),
                 )
         except TimeoutError:
             raise unavailable(
@@ -163,10 +153,10 @@ class LedgerClient:
                 got=self.url,
             ) from None
         try:
-            answer = msgspec.json.decode(response.content)
+            answer = msgspec.json.decode(response)
         except msgspec.DecodeError:
             raise unavailable(
-                "ledger_unreachable", f"{self.url} is no ledger RPC", got=response.status_code
+                "ledger_unreachable", f"{self.url} is no ledger RPC", got=response[:80]
             ) from None
         if "error" in answer:
             raise rpc_error(answer["error"])

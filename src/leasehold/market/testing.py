@@ -60,7 +60,7 @@ class DirectClient(LedgerClient):
     """A client of a ledger in the same process."""
 
     def __init__(self, ledger: LedgerService, key: Key | None = None) -> None:
-        super().__init__("direct", key, clock=ledger.clock)
+        super().__init__("http://ledger.invalid", key, clock=ledger.clock)
         self._rpc = Rpc(ledger)
 
     async def call(self, method: str, **params: Any) -> Any:
