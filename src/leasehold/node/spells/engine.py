@@ -112,6 +112,8 @@ class SpellEngine(Service):
         self._locks: dict[str, asyncio.Lock] = {}
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="spell-store")
         self._in_progress = 0
+        self.opened = asyncio.Event()
+        self.on_run_ended: Callable[[str], None] | None = None
         self.on_log_subscribe: Callable[[str, TriggerConfig, int | None], None] | None = None
         """Told when a spell with log triggers is armed: ``(spell, config, cursor)``."""
 
@@ -365,8 +367,20 @@ class SpellEngine(Service):
 
     # -- runs ----------------------------------------------------------------------------------
 
-    def fire(self, spell: str, event: TriggerEvent) -> None:
-        """Run ``spell`` for ``event``, as its overlap policy says. Returns at once."""
+    def open(self) -> None:
+        """Let triggers through from now on."""
+        self.bus.open()
+        self.opened.set()
+
+    def is_running(self, spell: str) -> bool:
+        state = self._states.get(spell)
+        return state is not None and state.running > 0
+
+    def fire(
+        self, spell: str, event: TriggerEvent, ended: Callable[[], None] | None = None
+    ) -> None:
+        """Run ``spell`` for ``event``, as its overlap policy says. Returns at once; ``ended`` is
+        called after a run that took place."""
         state = self._states.get(spell)
         if state is None or self.stopping:
             return
@@ -379,7 +393,10 @@ class SpellEngine(Service):
         if self._in_progress >= self.settings.max_queued_runs:
             runs_skipped.labels("too_many").inc()
             return
-        self._begin(spell, state, event)
+        task = self._begin(spell, state, event)
+        if ended is not None:
+            done = ended
+            task.add_done_callback(lambda _: done())
 
     def _begin(self, spell: str, state: _State, event: TriggerEvent) -> asyncio.Task[Outcome]:
         state.running += 1
@@ -420,6 +437,8 @@ class SpellEngine(Service):
             self._in_progress -= 1
             runs_now.dec()
         runs_total.labels(outcome.outcome).inc()
+        if self.on_run_ended is not None:
+            self.on_run_ended(spell)
         queued, state.queued = state.queued, None
         if queued is not None and self._states.get(spell) is state and not self.stopping:
             self._begin(spell, state, queued)

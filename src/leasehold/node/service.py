@@ -1,0 +1,428 @@
+"""A node: its services, spells and packages as one Service.
+
+Boot, in this order: read the journal; connect to the keeper; resume every service and spell that
+was installed (spells are armed, the bus holds what they would fire); run. Only then packages are
+deployed, and after the last one the bus opens: no spell fires before the packages it may call are
+in place. Until then the node is *not ready*, whatever its HTTP endpoints answer.
+
+A package whose policy is ``fail`` and that cannot be deployed ends the node with that error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import leasehold
+from leasehold.core import ids
+from leasehold.core.clock import Clock
+from leasehold.core.errors import LeaseholdError, unavailable
+from leasehold.core.logs import get_logger
+from leasehold.core.metrics import gauge
+from leasehold.core.service import Group, Service
+from leasehold.events.event import Entity, NewEvent
+from leasehold.events.log import ANY, Log
+from leasehold.model.events.node import PackageDeployed
+from leasehold.node import builtins, bundled, rpc, sources
+from leasehold.node.deployer import Action, Deployer, Result, Step
+from leasehold.node.distro import PackageDistro, SpellDistro
+from leasehold.node.identity import load_or_create, peer_id
+from leasehold.node.instances import Instances, Principals
+from leasehold.node.journal import ROOT_SCOPE, Instance, Journal
+from leasehold.node.ports import Containers, Market, Neighbours, PackageImages
+from leasehold.node.services import Services
+from leasehold.node.settings import NodeSettings, SystemServices
+from leasehold.node.spells.engine import SpellEngine
+from leasehold.node.spells.log_triggers import LogTriggers
+from leasehold.node.spells.pool import Outcome, Pool
+from leasehold.node.spells.store import Role
+from leasehold.node.spells.trigger import TriggerConfig
+from leasehold.node.supervisor import Supervisor
+
+log = get_logger(__name__)
+
+boot_seconds = gauge("leasehold_node_boot_seconds", "From running to all packages in place")
+packages_by_status = gauge("leasehold_node_packages", "Packages by status", ["status"])
+
+NODE_START_DEADLINE = 120.0
+
+
+class Node(Service):
+    """``root`` is the state folder. ``packages`` are added to, and override, those configured."""
+
+    start_deadline = NODE_START_DEADLINE
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Clock | None = None,
+        settings: NodeSettings | None = None,
+        system_services: SystemServices | None = None,
+        log: Log | None = None,
+        market: Market | None = None,
+        containers: Containers | None = None,
+        images: PackageImages | None = None,
+        neighbours: Neighbours | None = None,
+        packages: Sequence[PackageDistro] = (),
+        on_step: Step | None = None,
+    ) -> None:
+        super().__init__("node", clock=clock)
+        self.root = root
+        self.settings = settings or NodeSettings()
+        self.system_services = system_services or SystemServices()
+        self.log = log
+        self.market = market
+        self.containers = containers
+        self.images = images
+        self.neighbours = neighbours
+        self.extra = {package.name: package for package in packages}
+        self.on_step = on_step
+        self.deployed = asyncio.Event()
+        self.boot_ms: float | None = None
+        self._signature: object = None
+
+    # -- boot ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        self.principals = self._principals()
+        self.journal = Journal(self.root / "node.db")
+        self.resources.callback(self.journal.close)
+        self.instances = Instances(self.journal, self.principals)
+        self.supervisor = Supervisor(self.root, clock=self.clock)
+        self.pool = Pool(
+            warm=self.settings.spell_workers,
+            most=self.settings.max_spell_workers,
+            memory_mb=self.settings.spell_memory_mb,
+            clock=self.clock,
+        )
+        self.services = Services(
+            self.root,
+            self.supervisor,
+            containers=self.containers,
+            builtins=bundled.builtin_functions(self),
+            clock=self.clock,
+            settings=self.settings,
+        )
+        self.builtins = builtins.Builtins(self)
+        self.spells = SpellEngine(
+            self.root / "spells", self.builtins, self.pool, clock=self.clock, settings=self.settings
+        )
+        self.log_triggers = LogTriggers(self.log, self.spells, clock=self.clock)
+        self.deployer = Deployer(
+            self.journal,
+            self.instances,
+            self.services,
+            self.spells,
+            clock=self.clock,
+            settings=self.settings,
+            on_step=self.on_step,
+            told=self._told,
+        )
+        self._parts = Group(
+            [
+                self.supervisor,
+                self.pool,
+                self.services,
+                self.spells.bus,
+                self.spells,
+                self.log_triggers,
+            ],
+            name="node parts",
+            clock=self.clock,
+        )
+        self.spawn(self._parts.serve(), name="parts")
+        await self._parts_started()
+        await self._resume()
+        self.spawn(self._boot(), name="boot")
+
+    async def _parts_started(self) -> None:
+        # The group runs as our task: when one of its parts cannot start, that error is ours.
+        while not self._parts._started.is_set():
+            await self.clock.sleep(0.001)
+
+    async def stop(self) -> None:
+        """End the node's own parts. Services go on, supervised by the keeper, until the next
+        start finds them."""
+        await self._parts.shutdown()
+
+    def _principals(self) -> Principals:
+        host = peer_id(load_or_create(self.root / "host.key").public_key())
+        management = self.settings.management_id or peer_id(
+            load_or_create(self.root / "management.key").public_key()
+        )
+        return Principals(host, management)
+
+    async def _resume(self) -> None:
+        """Bring back what was installed: same ids, aliases and data. One that cannot be brought
+        back is reported and does not keep the others."""
+        await self.services.refresh()
+
+        async def one(instance: Instance) -> None:
+            try:
+                if instance.is_spell:
+                    scope = self.journal.scopes.get(instance.scope)
+                    if scope is None or scope.active:
+                        await self.spells.subscribe(instance.id)
+                elif self.services.state_of(instance) == "absent":
+                    await self.services.launch(instance)
+            except (LeaseholdError, OSError) as error:
+                log.warning("instance.not_resumed", name=instance.name, error=str(error))
+
+        live = [i for i in self.journal.instances.values() if i.state == "live"]
+        async with asyncio.TaskGroup() as tasks:
+            for instance in live:
+                tasks.create_task(one(instance))
+
+    async def _boot(self) -> None:
+        began = time.perf_counter()
+        await self.reload()
+        self.spells.open()
+        self.boot_ms = (time.perf_counter() - began) * 1000
+        boot_seconds.set(self.boot_ms / 1000)
+        self.deployed.set()
+        log.info(
+            "node.deployed",
+            ms=round(self.boot_ms),
+            packages={r.package: r.status for r in self.deployer.results.values()},
+        )
+        self.spawn(self._watch_health(), name="health")
+        if self.settings.packages_dir and self.settings.rescan_sec:
+            self.spawn(self._rescan(), name="rescan")
+
+    async def find_packages(self) -> sources.Found:
+        """Every package that should be here: bundled, own files, own artifacts, given ones."""
+        found = sources.Found(bundled.packages(self.system_services))
+        if self.settings.packages_dir:
+            folder = Path(self.settings.packages_dir)
+            self._signature = await asyncio.to_thread(sources.signature, folder)
+            found.merge(await asyncio.to_thread(sources.directory, folder, self.settings.packages))
+        if self.settings.images:
+            if self.images is None:
+                raise unavailable(
+                    "no_package_images", "node.images is set and this node cannot pull images"
+                )
+            found.merge(
+                await sources.artifacts(self.settings.images, self.images, self.settings.packages)
+            )
+        found.packages.update(self.extra)
+        return found
+
+    async def reload(self) -> dict[str, Result]:
+        """Compare packages with what is installed and deploy the difference."""
+        found = await self.find_packages()
+        results = await self.deployer.deploy(found.packages, broken=found.broken)
+        for status in ("unchanged", "ready", "degraded", "failed", "blocked", "held"):
+            count = sum(1 for r in results.values() if r.status == status)
+            packages_by_status.labels(status).set(count)
+        return results
+
+    async def plan(self) -> list[Action]:
+        """What :meth:`reload` would change."""
+        return self.deployer.plan((await self.find_packages()).packages)
+
+    async def _rescan(self) -> None:
+        folder = Path(self.settings.packages_dir)
+        while True:
+            await self.clock.sleep(self.settings.rescan_sec)
+            if await asyncio.to_thread(sources.signature, folder) != self._signature:
+                log.info("packages.changed", folder=str(folder))
+                try:
+                    await self.reload()
+                except LeaseholdError as error:
+                    log.error("packages.reload_failed", error=error.message)
+
+    async def _watch_health(self) -> None:
+        """Restart services that are up and do not answer, and those that vanished."""
+        while self.settings.health_sec:
+            await self.clock.sleep(self.settings.health_sec)
+            await self.services.refresh()
+            for instance in list(self.journal.instances.values()):
+                if instance.is_spell or instance.state != "live":
+                    continue
+                try:
+                    await self._check(instance)
+                except (LeaseholdError, OSError) as error:
+                    log.warning("service.unhealthy", name=instance.name, error=str(error))
+
+    async def _check(self, instance: Instance) -> None:
+        state = self.services.state_of(instance)
+        if state == "absent":
+            await self.services.launch(instance)
+        elif state == "running" and instance.spec["ready"] == "rpc":
+            try:
+                await self.services.call(instance, "system.ready", [], rpc.Context())
+            except LeaseholdError as error:
+                if error.code != "call_timeout" or self.services.state_of(instance) != "running":
+                    raise
+                log.warning("service.hangs", name=instance.name)
+                await self.services.restart(instance)
+
+    async def _told(self, result: Result, version: str) -> None:
+        await self.publish(
+            "package",
+            f"{self.principals.host}/{result.package}",
+            PackageDeployed(
+                package=result.package,
+                version=version,
+                status=result.status,
+                changes=tuple(result.changes),
+                warnings=tuple(result.warnings),
+                message=result.message,
+                seconds=round(result.seconds, 3),
+            ),
+        )
+
+    async def publish(self, kind: str, id: str, payload: msgspec.Struct, *, key: str = "") -> None:
+        """Append ``payload`` to the log, where there is one; with ``key`` only once."""
+        if self.log is None:
+            return
+        event_id = ids.derived(0.0, kind, id, key) if key else ""
+        event = NewEvent.of(payload, id=event_id, clock=self.clock)
+        await self.log.append(Entity(kind, id), ANY, [event])
+
+    # -- use -----------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """True once every package was deployed (or its failure tolerated)."""
+        return self.deployed.is_set()
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the node, the spell engine, and every package: installed, else shipped."""
+        out = {"node": leasehold.__version__, "spell": bundled.SPELL_ENGINE_VERSION}
+        for name, package in bundled.all_packages(self.system_services).items():
+            out[name.replace("-", "_")] = package.version
+        if hasattr(self, "journal"):
+            for name, row in self.journal.packages.items():
+                out[name.replace("-", "_")] = row.version
+        return out
+
+    def packages(self) -> list[dict[str, Any]]:
+        """Every package that is installed or was tried, with its last result."""
+        shipped = bundled.all_packages(self.system_services)
+        names = {*self.journal.packages, *self.deployer.results}
+        out = []
+        for name in sorted(names):
+            row, result = self.journal.packages.get(name), self.deployer.results.get(name)
+            out.append(
+                {
+                    "name": name,
+                    "installed": row.version if row else None,
+                    "bundled": shipped[name].version if name in shipped else None,
+                    "status": (result.status if result else None) or (row and row.status),
+                    "message": (result.message if result else "") or (row.message if row else ""),
+                    "warnings": list(row.warnings) if row else [],
+                    "source": row.source if row else "",
+                    "deployed_at": row.at if row else None,
+                }
+            )
+        return out
+
+    def list_instances(self, *, spells: bool) -> list[dict[str, Any]]:
+        """Services or spells, for people."""
+        return [
+            self.show(instance)
+            for instance in sorted(self.journal.instances.values(), key=lambda i: (i.scope, i.name))
+            if instance.is_spell == spells
+        ]
+
+    def show(self, instance: Instance) -> dict[str, Any]:
+        """One instance with its state."""
+        out: dict[str, Any] = {
+            "id": instance.id,
+            "name": instance.name,
+            "aliases": [f"{s}/{a}" for s, a in self.journal.aliases_of(instance.id)],
+            "package": instance.package,
+            "version": instance.version,
+            "blueprint": instance.blueprint,
+            "owner": instance.owner,
+            "scope": instance.scope,
+            "created_at": instance.created_at,
+        }
+        if instance.is_spell:
+            config = self.spells.bus.subscribed(instance.id)
+            out["state"] = instance.state if instance.state != "live" else (
+                "armed" if config is not None else "idle"
+            )  # fmt: skip
+        else:
+            process = self.supervisor.states.get(instance.id)
+            out["kind"] = instance.kind
+            out["state"] = self.services.state_of(instance)
+            out["pid"] = process.pid if process else None
+            out["restarts"] = process.restarts if process else None
+        return out
+
+    def find(self, name: str, *, spell: bool) -> Instance:
+        """A service or spell by id or root alias; the wrong sort counts as not found."""
+        what = "spell" if spell else "service"
+        found = self.instances.get(name, what=what)
+        if found.is_spell != spell:
+            raise LeaseholdError(
+                f"{what}_not_found",
+                f"{name!r} is a {'service' if spell else 'spell'}, not a {what}",
+                got=name,
+            )
+        return found
+
+    async def call(
+        self,
+        service: str,
+        function: str,
+        args: list[Any] | dict[str, Any],
+        *,
+        caller: str = "",
+        timeout: float | None = None,
+    ) -> Any:
+        """Call a service by id or alias, as the management unless ``caller`` says otherwise."""
+        target = self.find(service, spell=False)
+        run = f"call_{ids.new(self.clock.now()).lower()}"
+        context = rpc.Context(
+            caller or self.principals.management, target.owner, self.principals.host, run
+        )
+        return await self.services.call(target, function, args, context, timeout=timeout)
+
+    async def call_spell(
+        self, spell: str, function: str, args: list[Any], *, caller: str = ""
+    ) -> dict[str, Any]:
+        """Call a spell like a service, as the host unless ``caller`` says otherwise."""
+        target = self.find(spell, spell=True)
+        role: Role = "host" if not caller or self.principals.is_management(caller) else "other"
+        sender = caller or self.principals.host
+        return await self.spells.function(target.id, role, function, args, sender=sender)
+
+    async def run_spell(self, name: str) -> Outcome:
+        """Run a spell once, now, and wait for it."""
+        return await self.spells.run_now(self.find(name, spell=True).id)
+
+    async def set_trigger(self, name: str, config: TriggerConfig) -> None:
+        await self.spells.set_trigger(self.find(name, spell=True).id, config)
+
+    async def install_spell(self, who: str, scope: str, alias: str, distro: SpellDistro) -> str:
+        """Install a spell that belongs to no package; returns its id."""
+        return await builtins.install_spell(self, who, scope, alias, distro)
+
+    async def remove_instance(self, who: str, instance: Instance, *, spell: bool) -> None:
+        """Remove a service or spell, if ``who`` may."""
+        self.instances.check_removal(who, instance, spell=spell)
+        await self.deployer.remove(instance)
+
+    def connection(self, peer: str, *, connected: bool) -> None:
+        """Tell spells that a peer connected or disconnected."""
+        self.spells.bus.connection(peer, connected=connected)
+
+    async def remove_everything(self) -> None:
+        """End every service and the keeper. For tests, and for taking a node out of use."""
+        await self.supervisor.shutdown_keeper()
+
+
+def root_aliases(journal: Journal) -> Mapping[str, str]:
+    """Alias to instance id in the root scope."""
+    return {alias: id for (scope, alias), id in journal.aliases.items() if scope == ROOT_SCOPE}
