@@ -11,9 +11,9 @@ It runs on when those who asked have left: the next one to ask will want it too.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError
@@ -54,6 +54,31 @@ ACTIVE = gauge("leasehold_images_downloads", "Downloads under way")
 log = get_logger(__name__)
 
 
+CHUNK_LISTS = 256
+"""Chunk lists of complete content kept; they are 64 bytes each 4 MiB."""
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """The last few values by digest."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._values: OrderedDict[Digest, T] = OrderedDict()
+
+    def get(self, digest: Digest) -> T | None:
+        found = self._values.get(digest)
+        if found is not None:
+            self._values.move_to_end(digest)
+        return found
+
+    def put(self, digest: Digest, value: T) -> None:
+        self._values[digest] = value
+        while len(self._values) > self.most:
+            self._values.popitem(last=False)
+
+
 class StagingStore(Protocol):
     """A ``Store`` whose writers are staged files, as both of ours are."""
 
@@ -88,6 +113,8 @@ class Download:
         self.media_type = ""
         self.done = False
         self.error: LeaseholdError | None = None
+        self.restarts = 0
+        """How often everything received was thrown away: readers of it must break off."""
         self.pulling = False
         """True once this node reads the digest from its origin."""
         self._news = asyncio.Event()
@@ -96,6 +123,11 @@ class Download:
     def received(self) -> int:
         """Bytes of the prefix that is here."""
         return self.staged.prefix if self.staged is not None else 0
+
+    @property
+    def chunks(self) -> list[str]:
+        """Digests of the complete 4 MiB chunks that are here."""
+        return self.staged.chunks if self.staged is not None else []
 
     @property
     def ended(self) -> bool:
@@ -133,10 +165,18 @@ class Download:
         Ends early, at the prefix, when the download is done: the store has the rest.
         """
         position = start
+        restarts = self.restarts
         while True:
             staged = self.staged
             if self.error is not None:
                 raise self.error
+            if self.restarts != restarts and position > start:
+                raise LeaseholdError(
+                    "transfer_restarted",
+                    f"bytes of {self.digest} that were passed on turned out to be bad",
+                    kind=Kind.UNAVAILABLE,
+                )
+            restarts = self.restarts
             if self.done or staged is None:
                 if self.done:
                     return
@@ -180,6 +220,7 @@ class Downloads(Service):
         self.backoff = Backoff(first=0.2, cap=5.0)
         self.committed: list[Callable[[Digest, int], Any]] = []
         """Called with (digest, size) after each commit."""
+        self.chunk_lists: Recent[tuple[int, list[str]]] = Recent(CHUNK_LISTS)
         self._active: dict[Digest, Download] = {}
         self._origin_slots = asyncio.Semaphore(self.settings.origin_concurrency)
 
@@ -253,6 +294,7 @@ class Downloads(Service):
             download.staged = await self.store.writer(download.digest, download.size)
             await run(download)
             size = await download.staged.commit()
+            self.chunk_lists.put(download.digest, (size, download.chunks))
             download.size, download.done = size, True
             if self.announcer is not None:
                 self.announcer.announce(download.digest)
@@ -412,23 +454,11 @@ def too_large(digest: Digest, limit: int) -> LeaseholdError:
     )
 
 
-async def read_all(store: StagingStore, digest: Digest, limit: int) -> bytes | None:
-    """Small content of the store whole; None when it is not held."""
-    reader = await store.open(digest)
-    if reader is None:
+async def read_all(reader: Reader, limit: int) -> bytes | None:
+    """Small content whole; None beyond ``limit`` bytes."""
+    if reader.size > limit:
         return None
-    async with contextlib.aclosing(_Closing(reader)):
-        if reader.size > limit:
-            raise too_large(digest, limit)
-        out = bytearray()
-        while piece := await reader.read(len(out), PIECE):
-            out += piece
-        return bytes(out)
-
-
-class _Closing:
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    async def aclose(self) -> None:
-        await self._reader.close()
+    out = bytearray()
+    while piece := await reader.read(len(out), PIECE):
+        out += piece
+    return bytes(out)

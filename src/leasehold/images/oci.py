@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.images.ports import ContentKind
 from leasehold.model.digest import Digest, is_digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -135,6 +136,17 @@ def choose(index: Index, wanted: tuple[str, str] | None = None) -> Descriptor:
             got=", ".join(offered[:10]),
         )
     return matches[0]
+
+
+def children(manifest: Manifest) -> list[tuple[Digest, ContentKind, int]]:
+    """What a manifest needs next, config first; layers that live elsewhere are left out."""
+    found = [(Digest.parse(manifest.config.digest), ContentKind.CONFIG, manifest.config.size)]
+    found += [
+        (Digest.parse(layer.digest), ContentKind.BLOB, layer.size)
+        for layer in manifest.layers
+        if not layer.urls
+    ]
+    return list({item[0]: item for item in found}.values())
 
 
 def parse_config(content: bytes) -> dict[str, Any]:

@@ -24,15 +24,29 @@ from leasehold.core.metrics import histogram
 from leasehold.core.service import Group, Service
 from leasehold.images import oci
 from leasehold.images.access import Access, denied
-from leasehold.images.download import Download, Downloads, read_all
+from leasehold.images.download import Download, Downloads, read_all, too_large
+from leasehold.images.mirror import Mirror
+from leasehold.images.mirror import server as mirror_server
 from leasehold.images.origin import RegistryOrigin
-from leasehold.images.ports import ContentKind, Credentials, FailureClass, Origin, OriginError
+from leasehold.images.peerclient import PeerClient
+from leasehold.images.peers import Peers
+from leasehold.images.ports import (
+    Announcer,
+    ContentKind,
+    Credentials,
+    FailureClass,
+    Origin,
+    OriginError,
+    Resolver,
+)
 from leasehold.images.records import Part, Record, Records
 from leasehold.images.settings import ImagesSettings
 from leasehold.images.store import FileReader, FileStore
+from leasehold.images.transfer import server as transfer_server
 from leasehold.images.unpack import Layers
 from leasehold.model.digest import Digest
 from leasehold.model.reference import Reference
+from leasehold.p2p.keys import KeyPair
 
 SETTLE_SECONDS = 10.0
 """Between two syncs of unpacked layers and memories to disk."""
@@ -80,7 +94,9 @@ ProgressCallback = Callable[[Progress], None]
 class Images(Service):
     """The image system of a node, rooted at a directory.
 
-    ``origin`` replaces the registries' client (tests); ``store`` the disk store.
+    ``mirror`` and ``transfer`` open those endpoints. ``cooperate`` (before the start) adds other
+    nodes; without it every digest comes from its registry. ``origin`` replaces the registries'
+    client in tests. ``keys`` is the node's identity, needed by a transfer over TLS.
     """
 
     def __init__(
@@ -90,6 +106,9 @@ class Images(Service):
         settings: ImagesSettings | None = None,
         *,
         origin: Origin | None = None,
+        keys: KeyPair | None = None,
+        mirror: bool = False,
+        transfer: bool = False,
     ) -> None:
         super().__init__("images", clock=clock or SystemClock())
         self.root = root
@@ -101,15 +120,37 @@ class Images(Service):
         self.layers = Layers(root / "layers", self.settings)
         self.access = Access(root / "access.json", self.clock)
         self.records = Records(root / "images")
+        self.mirror = Mirror(
+            self.downloads,
+            self.origin,
+            self.registries.known,
+            self.access,
+            self.settings,
+            self.clock,
+        )
+        self.mirror_server = mirror_server(self.mirror) if mirror else None
+        self.transfer_server = (
+            transfer_server(self.downloads, self.settings, self.clock, keys, root / "tls")
+            if transfer
+            else None
+        )
+        self._peers: PeerClient | None = None
+
+    def cooperate(self, resolver: Resolver, announcer: Announcer | None, node: str) -> None:
+        """Ask other nodes first. ``node`` is our own name among them. Call it before the start."""
+        self._peers = PeerClient(self.settings, self.clock, node)
+        self.downloads.peers = Peers(resolver, self._peers, self.settings, self.clock)
+        self.downloads.announcer = announcer
+        self.mirror.resolver = resolver
 
     async def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self.layers.prepare)
         self.access.load()
         self.records.load()
-        parts = Group(
-            [self.registries, self.store, self.downloads], "image parts", clock=self.clock
-        )
+        services: list[Service] = [self.registries, self.store, self.downloads]
+        services += [s for s in (self.transfer_server, self.mirror_server) if s is not None]
+        parts = Group(services, "image parts", clock=self.clock)
         self.spawn(parts.serve(), name="parts")
         self._parts = parts
         for part in parts.services:
@@ -117,7 +158,10 @@ class Images(Service):
         self.spawn(self._settle(), name="settle")
 
     async def stop(self) -> None:
+        self.mirror.draining = True
         await self._parts.shutdown()
+        if self._peers is not None:
+            await self._peers.close()
         await self.layers.settle()
         self.access.save()
 
@@ -287,9 +331,16 @@ class _Job:
         """A manifest or config, whole."""
         digest = Digest.parse(descriptor.digest)
         await self.have(digest, kind, None if descriptor.size < 0 else descriptor.size)
-        content = await read_all(self.images.store, digest, self.images.settings.manifest_bytes)
-        if content is None:
+        reader = await self.images.store.open(digest)
+        if reader is None:
             raise not_found("image content", digest, hint="It was evicted while in use.")
+        limit = self.images.settings.manifest_bytes
+        try:
+            content = await read_all(reader, limit)
+        finally:
+            await reader.close()
+        if content is None:
+            raise too_large(digest, limit)
         return content
 
     async def layers(self, manifest: oci.Manifest, config: dict[str, Any]) -> list[Path]:

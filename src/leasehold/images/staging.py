@@ -95,6 +95,19 @@ class Staged:
             if end > self.prefix:
                 await self._in_thread(self._advance, end)
 
+    async def matches(self) -> bool:
+        """Whether what is here so far is exactly the digest's content."""
+        async with self._lock:
+            return self._hash.hexdigest() == self.digest.hex
+
+    async def restart(self) -> None:
+        """Forget everything received; somebody sent bytes of something else."""
+        async with self._lock:
+            self.prefix = 0
+            self._hash = hashlib.sha256()
+            self._chunks = ChunkHasher()
+            await self._in_thread(os.ftruncate, self._fd, 0)
+
     async def read(self, offset: int, length: int) -> bytes:
         """Bytes of the prefix."""
         length = min(length, self.prefix - offset)
