@@ -73,3 +73,11 @@ class Workloads(Protocol):
         tty: bool,
         stdin: bool,
     ) -> Exec: ...
+
+
+class Addresses(Protocol):
+    """Leased addresses that can move between leases of one owner."""
+
+    async def transfer(self, lease: LeaseId, names: Sequence[str]) -> list[str]:
+        """Point the named endpoints, and only those, at ``lease``; returns what moved."""
+        ...

@@ -23,11 +23,11 @@ from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.service import Service, running
 from leasehold.core.web import HttpServer
-from leasehold.gateway import leases, manifests, status
+from leasehold.gateway import leases, manifests, migrate, status, streams
 from leasehold.gateway.auth import Authenticator, Certificates
 from leasehold.gateway.errors import HANDLERS
 from leasehold.gateway.jwt import AccountKeys, Tokens
-from leasehold.gateway.ports import Workloads
+from leasehold.gateway.ports import Addresses, Workloads
 from leasehold.gateway.settings import GatewaySettings
 from leasehold.manifest.service import ManifestService
 
@@ -47,6 +47,7 @@ class Gateway(Service):
         clock: Clock | None = None,
         manifest: ManifestService | None = None,
         workloads: Workloads | None = None,
+        addresses: Addresses | None = None,
         keys: AccountKeys | None = None,
         certificates: Certificates | None = None,
         operator_token: str = "",
@@ -74,6 +75,8 @@ class Gateway(Service):
             members.setdefault("manifest", deployments)
             handlers += manifests.routes(manifest, self.clock, settings)
             handlers += leases.routes(manifest, workloads, self.clock, settings)
+            handlers += streams.routes(manifest, workloads, self.clock, settings)
+            handlers += migrate.routes(manifest, addresses, self.clock, settings)
         handlers += status.routes(self.provider, members)
         self.api = Litestar(
             [*handlers, *routes],

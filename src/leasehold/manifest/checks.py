@@ -45,8 +45,11 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 def expected_hash(event: tuple[int, str], queried: tuple[int, str]) -> str:
-    """The version hash that counts: the newer by block height, of the query when equally new."""
-    return event[1] if event[0] > queried[0] else queried[1]
+    """The version hash that counts: the newer by block height, of the query when equally new.
+
+    A market that does not say the height of its answer (0) is believed: it was asked just now.
+    """
+    return event[1] if event[0] > queried[0] > 0 else queried[1]
 
 
 def check(

@@ -282,17 +282,8 @@ class ManifestService(Service):
         self, owner: str, dseq: int, gseq: int, hosts: list[str]
     ) -> list[str]:
         """Move host names the owner's other groups hold to this one; tells both leases."""
-        self._require_running()
         target = GroupId(owner, dseq, gseq)
-        lease = self._live_lease(target)
-        if lease is None:
-            raise LeaseholdError(
-                "no_destination",
-                f"no active lease of {target} at this provider",
-                kind=Kind.MALFORMED,
-                got=target,
-            )
-        _hash, group = await self.manifest(lease)
+        _lease, group = await self.destination(target)
         wanted = {host.lower() for host in group.ingress_hosts()}
         missing = [host for host in hosts if host.lower() not in wanted]
         if missing:
@@ -310,6 +301,19 @@ class ManifestService(Service):
             if holder is not None:
                 await self._tell_hosts(holder)
         return moved
+
+    async def destination(self, target: GroupId) -> tuple[LeaseId, ManifestGroup]:
+        """The live lease of a group and what runs there; MALFORMED when there is none."""
+        self._require_running()
+        lease = self._live_lease(target)
+        if lease is None:
+            raise LeaseholdError(
+                "no_destination",
+                f"no active lease of {target} at this provider",
+                kind=Kind.MALFORMED,
+                got=target,
+            )
+        return lease, (await self.manifest(lease))[1]
 
     async def _tell_hosts(self, lease: LeaseId) -> None:
         hosts = await self.hostnames.held_by(lease.group)
