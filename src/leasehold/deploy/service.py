@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,28 @@ import msgspec
 
 from leasehold.core import metrics
 from leasehold.core.clock import Clock
-from leasehold.core.errors import LeaseholdError, not_found
+from leasehold.core.errors import LeaseholdError, Violation, not_found
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Group, Service
 from leasehold.deploy import logs
 from leasehold.deploy.deployment import Deployment, History
+from leasehold.deploy.doctor import Check, doctor
 from leasehold.deploy.ingress.haproxy import Ingress
+from leasehold.deploy.inventory import Inventory, this_machine
 from leasehold.deploy.keeper.client import KeeperClient
 from leasehold.deploy.machine import State
 from leasehold.deploy.net.names import Names
 from leasehold.deploy.net.node import NODE, NodeNetwork
-from leasehold.deploy.oci import cgroups
+from leasehold.deploy.oci import cgroups, exec
 from leasehold.deploy.oci.driver import OciRuntime
+from leasehold.deploy.oci.exec import Exec
 from leasehold.deploy.ports import Images, LeaseMarket, Volumes
 from leasehold.deploy.replica import Replica
+from leasehold.deploy.replica import State as ReplicaState
 from leasehold.deploy.rollout import Emit, Parts
 from leasehold.deploy.routes import Routes
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload
+from leasehold.deploy.workload import Workload, unsupported
 from leasehold.events.event import Event
 from leasehold.events.log import Log
 from leasehold.model.events.lease import (
@@ -47,9 +51,10 @@ from leasehold.model.events.lease import (
     WorkloadRunning,
     WorkloadUnhealthy,
 )
-from leasehold.model.events.market import LeaseClosed
+from leasehold.model.events.market import LeaseClosed, LeaseWon
 from leasehold.model.manifest import ManifestGroup
 from leasehold.model.market import LeaseId
+from leasehold.model.resources import GroupSpec
 from leasehold.observe.activity import Context, Outcome, Reconciler
 from leasehold.observe.engine import Engine
 
@@ -75,6 +80,7 @@ class DeployActivity(Reconciler):
         self.closed = False
         self.removed = False
         self.running: WorkloadRunning | None = None
+        self.won: LeaseWon | None = None
         self.history = History()
 
     def fold(self, event: Event) -> None:
@@ -84,6 +90,8 @@ class DeployActivity(Reconciler):
         history = self.history
         if isinstance(fact, ManifestReceived):
             self.manifest = self.manifests[fact.hash] = fact
+        elif isinstance(fact, LeaseWon):
+            self.won = fact
         elif isinstance(fact, LeaseClosed):
             self.closed = True
         elif isinstance(fact, WorkloadRemoved):
@@ -108,14 +116,20 @@ class DeployActivity(Reconciler):
         self.manifests = {h: m for h, m in self.manifests.items() if h in keep}
 
     async def settle(self) -> Outcome:
-        if self.removed and self.closed:
-            return Outcome.DONE
         lease = LeaseId.parse(self.entity.id)
+        inventory = self.service.inventory
+        if self.removed and self.closed:
+            inventory.free(lease.order)
+            return Outcome.DONE
         if self.closed:
             if self.manifest is None and not self.service.knows(lease):
+                inventory.free(lease.order)
                 return Outcome.DONE
             self.service.deployment(lease, self.history, self.context.emit).close()
-        elif self.manifest is not None:
+            return Outcome.SLEEP
+        if self.won is not None:
+            inventory.allocate(lease.order, msgspec.convert(self.won.group, GroupSpec))
+        if self.manifest is not None:
             applied = self.manifests.get(self.history.hash)
             if applied is not None and self.history.workload is None:
                 self.history.workload = self.service.workload(lease, applied)
@@ -129,8 +143,8 @@ class DeployService(Service):
 
     ``images`` and ``volumes`` are where images and persistent volumes come from; ``market`` is
     told when a workload will not stay up (None: nobody is); ``unseal(group, lease)`` opens the
-    secrets of a manifest group kept on the log (None: they are not sealed). Constructing it registers its
-    activity with ``engine``; it starts before the engine and stops after it.
+    secrets of a manifest group kept on the log (None: they are not sealed). Constructing it
+    registers its activity with ``engine``; it starts before the engine and stops after it.
     """
 
     def __init__(
@@ -196,6 +210,7 @@ class DeployService(Service):
             rng=rng or random.Random(),
             last_of=self._last_of,
         )
+        self.inventory = Inventory([])
         self._deployments: dict[LeaseId, Deployment] = {}
         self._services = Group(
             [self.keeper, self.network, self.names, self.ingress, self.runtime],
@@ -209,6 +224,7 @@ class DeployService(Service):
 
     async def start(self) -> None:
         self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.inventory.update([this_machine(self.folder, self.settings)])
         self.network.restore(self.routes.restore())
         started = self.spawn(self._services.serve(), name="parts")
         waiter = asyncio.ensure_future(self._services._started.wait())
@@ -272,6 +288,20 @@ class DeployService(Service):
     def _look_again(self) -> None:
         for deployment in self._deployments.values():
             deployment.look_again()
+
+    @property
+    def ingress_url(self) -> str:
+        """Where ingress listens; a workload answers there to its own host name."""
+        host = self.settings.public_host
+        return f"http://{host}" if self.ingress.port == 80 else f"http://{host}:{self.ingress.port}"
+
+    def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> list[Violation]:
+        """Everything of ``group`` that cannot run here, with the reason."""
+        return unsupported(group)
+
+    def doctor(self) -> list[Check]:
+        """What this machine lacks."""
+        return doctor(self.settings, self.folder)
 
     # -- for tenants and operators ----------------------------------------------------------------
 
@@ -344,6 +374,27 @@ class DeployService(Service):
         return logs.read(
             self.runtime.log_folder(lease), service, follow=follow, tail=tail, clock=self.clock
         )
+
+    async def exec(
+        self,
+        lease: LeaseId,
+        service: str,
+        command: Sequence[str],
+        *,
+        replica: int = 0,
+        tty: bool = False,
+        stdin: bool = False,
+    ) -> Exec:
+        """Run a command in a replica, with pipes or a terminal."""
+        mine = [r for r in await self.runtime.replicas() if r.lease == lease]
+        named = [r for r in mine if r.service == service]
+        if not named:
+            raise not_found("service", service) if mine else not_found("lease", str(lease))
+        running = [r for r in named if r.number == replica and r.state is ReplicaState.RUNNING]
+        if not running:
+            raise not_found("running replica", f"{service}-{replica}")
+        newest = max(running, key=lambda r: r.started_at)
+        return await exec.start(self.runtime, newest.key, command, tty=tty, stdin=stdin)
 
     async def teardown_all(self) -> list[str]:
         """Remove every workload, ingress, names and network of this node; what was removed.

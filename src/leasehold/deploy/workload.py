@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import LeaseholdError, Violation
 from leasehold.model.hostname import static_host
 from leasehold.model.manifest import Expose, ManifestGroup, ManifestService, StorageParams
 from leasehold.model.market import LeaseId
@@ -141,3 +141,42 @@ def _check_mount(service: ManifestService, params: StorageParams) -> None:
             expected="an absolute path outside /proc, /sys and /dev",
             got=params.mount,
         )
+
+
+def unsupported(group: ManifestGroup) -> list[Violation]:
+    """Everything of ``group`` that a container on one machine cannot be given."""
+    found = []
+    for index, service in enumerate(group.all_services):
+        path = f"services[{index}]"
+        if service.resources.gpu_units:
+            found.append(
+                Violation("no_gpu", "this provider has no GPUs", f"{path}.resources.gpu.units")
+            )
+        try:
+            volume_mounts(service)
+        except LeaseholdError as error:
+            found.append(
+                Violation(
+                    error.code, error.message, f"{path}.params.storage", error.expected, error.got
+                )
+            )
+        for number, expose in enumerate(service.exposes):
+            if expose.ip:
+                found.append(
+                    Violation(
+                        "no_leased_ip",
+                        "this provider leases no IP addresses",
+                        f"{path}.expose[{number}].ip",
+                        got=expose.ip,
+                    )
+                )
+        if service.params is not None and service.params.tee is not None:
+            found.append(
+                Violation(
+                    "no_tee",
+                    "this provider has no trusted execution environment",
+                    f"{path}.params.tee",
+                    got=service.params.tee.type,
+                )
+            )
+    return found

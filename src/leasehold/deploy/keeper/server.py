@@ -7,6 +7,7 @@ Requests (each answered once, all may be repeated):
 ``hold fetch drop``  descriptors by name (network namespaces); ``hold`` answers a /proc path
 ``run``              assemble a root and start a container with the runtime's command line
 ``spawn``            start a process with given descriptors; restarted for ever with ``restart``
+``exec``             start a process beside a container's own
 ``signal``           send a signal to what has this id
 ``delete``           end it, run the runtime's own clean-up, forget it
 ``stop``             end the keeper; refused while anything runs, unless ``force``
@@ -370,6 +371,27 @@ class Keeper:
             self.journal.record(kept.id, record)
         kept.pidfd = os.pidfd_open(pid)
         self.reaper.watch_child(pid, lambda exit: self._ended(kept, exit), since=now)
+
+    async def on_exec(self, message: Message, fds: list[int], out: list[int]) -> Any:
+        """A process beside a container's own, which the runtime starts and leaves to us."""
+        id = message["id"]
+        began = time.time()
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            given = [*fds, null, null, null][:3] if fds else [null, null, null]
+            exit = await self._command(message["run"], (given[0], given[1], given[2]))
+        finally:
+            os.close(null)
+        if exit.code != 0:
+            raise Refused("runtime_failed", _reason(message.get("runtime_log"), exit))
+        pid = int(_read(message["pid_file"]))
+        os.unlink(message["pid_file"])
+        record = {"kind": "exec", "state": "running", "transient": True, "pid": pid}
+        kept = self.kept[id] = Kept(id, record)
+        with contextlib.suppress(OSError):
+            kept.pidfd = os.pidfd_open(pid)
+        self.reaper.watch_child(pid, lambda exit: self._ended(kept, exit), since=began)
+        return _public(kept)
 
     async def on_signal(self, message: Message, fds: list[int], out: list[int]) -> Any:
         kept = self._find(message["id"])

@@ -120,7 +120,7 @@ class OciRuntime(Service):
         self._check(order, mounts)
         joined = await self.network.join(order.key, mark=order.mark, egress=self.settings.egress)
         try:
-            home = self._home(order.key)
+            home = self.home(order.key)
             spec = self._rootfs(order, mounts)
             await asyncio.to_thread(self._prepare, order, mounts, joined.path, home)
             labels = {
@@ -140,9 +140,9 @@ class OciRuntime(Service):
                 "run",
                 id=order.key,
                 rootfs=spec,
-                run=self._command(order.key, "run", "-d", "--bundle", str(home),
+                run=self.command(order.key, "run", "-d", "--bundle", str(home),
                                   "--pid-file", str(home / "pid"), order.key),
-                delete=self._command(order.key, "delete", "-f", order.key),
+                delete=self.command(order.key, "delete", "-f", order.key),
                 pid_file=str(home / "pid"),
                 runtime_log=str(home / "runtime.log"),
                 output=self._output(order),
@@ -266,7 +266,8 @@ class OciRuntime(Service):
     def _hostname(self, order: Order) -> str:
         return f"{order.service.name[:48]}-{order.number}"
 
-    def _home(self, key: str) -> Path:
+    def home(self, key: str) -> Path:
+        """The replica's bundle."""
         return self.folder / "bundles" / key
 
     def _disk_file(self, key: str) -> Path:
@@ -289,12 +290,13 @@ class OciRuntime(Service):
         path = f"{self.settings.cgroup_parent}/{lease_name(lease)}"
         return f"{path}/{key}" if key else path
 
-    def _command(self, key: str, *arguments: str) -> list[str]:
+    def command(self, key: str, *arguments: str) -> list[str]:
+        """A command line of the runtime."""
         common = [
             "--root",
             str(self.folder / "runtime"),
             "--log",
-            str(self._home(key) / "runtime.log"),
+            str(self.home(key) / "runtime.log"),
         ]
         if self.name == "crun":
             common += ["--cgroup-manager=cgroupfs"]
@@ -319,7 +321,7 @@ class OciRuntime(Service):
         await asyncio.to_thread(self._remove_files, key)
 
     def _remove_files(self, key: str) -> None:
-        shutil.rmtree(self._home(key), ignore_errors=True)
+        shutil.rmtree(self.home(key), ignore_errors=True)
         disk.remove(self.folder / "disks" / key)
 
     def forget_lease(self, lease: LeaseId) -> None:
@@ -353,7 +355,7 @@ class OciRuntime(Service):
         return True
 
     async def _passes(self, replica: Replica, check: HealthCheck) -> bool:
-        home = self._home(replica.key)
+        home = self.home(replica.key)
         process = json.loads((home / "config.json").read_text())["process"]
         process.update(args=list(check.command), terminal=False)
         (home / "health.json").write_text(json.dumps(process))
@@ -377,7 +379,7 @@ class OciRuntime(Service):
             await self.keeper.ask(
                 "spawn",
                 id=id,
-                argv=self._command(key, "exec", "--process", str(process), key),
+                argv=self.command(key, "exec", "--process", str(process), key),
                 fds=list(fds),
                 numbers=list(range(len(fds))),
                 transient=True,
