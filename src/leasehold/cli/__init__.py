@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("leasehold.cli.status", "one screen: what runs here and how it is"),
     "lease": ("leasehold.cli.lease", "list, explain, follow and close leases"),
     "account": ("leasehold.cli.account", "make and show accounts"),
+    "node": ("leasehold.cli.node", "packages, services and spells of this node"),
     "sdl": ("leasehold.cli.sdl", "convert and validate SDL files"),
     "config": ("leasehold.cli.config", "show settings and where they come from"),
     "doctor": ("leasehold.cli.doctor", "say at once what this machine lacks"),

@@ -13,19 +13,8 @@ from typing import Any
 
 import msgspec
 
+from leasehold.app.running import Running
 from leasehold.core.errors import Kind, LeaseholdError
-
-
-class Running(msgspec.Struct, kw_only=True):
-    """What ``run.json`` says of the running provider."""
-
-    pid: int
-    gateway: str
-    ledger: str
-    ingress: str
-    ops: str
-    provider: str
-    state: str
 
 
 def state_folder(given: Path | None = None) -> Path:
@@ -61,13 +50,6 @@ def running(state: Path | None = None) -> Running:
             path=str(file),
         ) from None
     return found
-
-
-def write_running(folder: Path, running: Running) -> None:
-    """Tell other commands; replaces the file in one step."""
-    new = folder / "run.json.new"
-    new.write_text(json.dumps(msgspec.to_builtins(running), indent=2) + "\n")
-    new.rename(folder / "run.json")
 
 
 def print_json(value: Any) -> None:

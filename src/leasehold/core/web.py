@@ -59,7 +59,8 @@ class HttpServer(Service):
             self.app,
             log_level="warning",
             access_log=False,
-            lifespan="on",
+            interface="asgi3",
+            lifespan=self.options.pop("lifespan", "off"),
             timeout_graceful_shutdown=DRAIN_SECONDS,
             **self.options,
         )
@@ -94,7 +95,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        self.ready.set()
+        if not self.should_exit:
+            self.ready.set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:

@@ -1,0 +1,81 @@
+"""A tenant's accounts by name: key files in the home folder, and the short names of leases.
+
+People write ``acme/1`` for deployment 1 of the account ``acme``; the market writes addresses. The first
+account is the default where no ``--as`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.market.accounts import Key, is_address
+from leasehold.market.accounts.keys import Algorithm
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+
+
+class Accounts:
+    """The key files ``<home>/accounts/<name>.json``."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "accounts"
+
+    def new(self, name: str, algorithm: Algorithm = "secp256k1") -> Key:
+        """Make an account; LeaseholdError when the name is taken or no name."""
+        if not NAME.match(name):
+            raise LeaseholdError(
+                "bad_account_name",
+                f"{name!r} cannot be an account's name: lower-case letters, digits, . _ -",
+                kind=Kind.MALFORMED,
+                expected=NAME.pattern,
+                got=name,
+            )
+        key = Key.generate(algorithm)
+        key.save(self._file(name), name=name)
+        return key
+
+    def names(self) -> list[str]:
+        """All accounts, oldest first."""
+        files = sorted(self.folder.glob("*.json"), key=lambda f: (f.stat().st_mtime, f.name))
+        return [file.stem for file in files]
+
+    def key(self, name: str | None = None) -> tuple[str, Key]:
+        """``(name, key)`` of the account ``name``, or of the first one."""
+        if name is None:
+            known = self.names()
+            if not known:
+                raise LeaseholdError(
+                    "no_account",
+                    "there is no account yet; make one with: leasehold account new NAME",
+                    kind=Kind.NOT_FOUND,
+                )
+            name = known[0]
+        return name, Key.load(self._file(name))
+
+    def address(self, name: str) -> str:
+        """The address ``name`` stands for; an address stands for itself."""
+        if is_address(name):
+            return name
+        try:
+            return self.key(name)[1].address
+        except LeaseholdError as error:
+            if error.code != "key_not_found":
+                raise
+            raise LeaseholdError(
+                "unknown_account",
+                f"no account {name!r} here; known: {', '.join(self.names()) or 'none'}",
+                kind=Kind.NOT_FOUND,
+                got=name,
+            ) from None
+
+    def name_of(self, address: str) -> str:
+        """The name of an address, or the address shortened, for people."""
+        for name in self.names():
+            if self.key(name)[1].address == address:
+                return name
+        return f"{address[:9]}…{address[-4:]}" if len(address) > 16 else address
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"

@@ -1,0 +1,55 @@
+"""The whole tree of settings: one section a part, each defined by the package it belongs to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from leasehold.core.ops import OpsSettings
+from leasehold.core.settings import Loaded, load
+from leasehold.deploy.settings import DeploySettings
+from leasehold.dispatch.settings import DispatchSettings
+from leasehold.gateway.settings import GatewaySettings
+from leasehold.images.settings import ImagesSettings
+from leasehold.index.settings import IndexSettings
+from leasehold.manifest.settings import ManifestSettings
+from leasehold.market.settings import MarketSettings
+from leasehold.observe.settings import ObserveSettings
+from leasehold.storage.settings import StorageSettings
+
+FILE = "leasehold.toml"
+"""Read from the state folder when ``--config`` names no other."""
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[str, msgspec.Meta(description="debug, info, warning or error")] = "info"
+    format: Annotated[str, msgspec.Meta(description="json, text, or auto by terminal")] = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    log: LogSettings = LogSettings()
+    ops: OpsSettings = OpsSettings()
+    observe: ObserveSettings = ObserveSettings()
+    market: MarketSettings = MarketSettings()
+    dispatch: DispatchSettings = DispatchSettings()
+    index: IndexSettings = IndexSettings()
+    manifest: ManifestSettings = ManifestSettings()
+    images: ImagesSettings = ImagesSettings()
+    storage: StorageSettings = StorageSettings()
+    deploy: DeploySettings = DeploySettings()
+    gateway: GatewaySettings = GatewaySettings()
+
+
+def read(
+    state: Path, *, file: Path | None = None, flags: dict[str, Any] | None = None
+) -> Loaded[Settings]:
+    """The settings in force for a provider that runs from ``state``."""
+    found = file
+    if found is None and (state / FILE).exists():
+        found = state / FILE
+    return load(Settings, file=found, environ=os.environ, flags=flags)

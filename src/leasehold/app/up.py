@@ -1,0 +1,200 @@
+"""Every role in one process: what ``leasehold up`` runs.
+
+The parts are started in the order of the path, each with what the ones before it offer, and stopped
+in reverse. Ports that were asked for as 0 are known once their owner has started, so the parts are
+made one after another rather than listed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from leasehold.app.adapters import (
+    AccountKeys,
+    DeployImages,
+    DeployMarket,
+    ManifestMarket,
+)
+from leasehold.app.folder import StateFolder
+from leasehold.app.settings import Settings
+from leasehold.app.workloads import DeployedWorkloads
+from leasehold.core.clock import Clock
+from leasehold.core.logs import get_logger
+from leasehold.core.ops import Ops
+from leasehold.core.service import S, Service, running
+from leasehold.deploy.service import DeployService
+from leasehold.dispatch.manager import Manager
+from leasehold.dispatch.worker import Worker
+from leasehold.events.sqlite import SqliteLog
+from leasehold.gateway import gifts, stories
+from leasehold.gateway.server import Gateway
+from leasehold.images.service import Images
+from leasehold.index.follower import Follower
+from leasehold.index.handlers import worker_handlers
+from leasehold.index.store import Store
+from leasehold.manifest.service import ManifestService
+from leasehold.market.accounts import Key
+from leasehold.market.bids import BidActivity, Bidder
+from leasehold.market.client import LedgerClient
+from leasehold.market.feed import Feed
+from leasehold.market.ledger.service import LedgerService
+from leasehold.model.market import LeaseId
+from leasehold.model.sealing import Vault
+from leasehold.observe.engine import Engine
+from leasehold.storage.volumes import Volumes
+
+START_DEADLINE = 120.0
+"""Seconds all parts together may take to start, with workloads to adopt."""
+
+PURSE = "10000000000"
+"""Base units the operator of an embedded ledger starts with, for bid deposits and gifts."""
+
+DECOMMISSION = 10001
+"""Close reason when the operator gives a lease up."""
+
+log = get_logger(__name__)
+
+
+class Provider(Service):
+    """The whole of Leasehold on one machine, kept in ``folder`` (opened by the caller)."""
+
+    start_deadline = START_DEADLINE
+    stop_deadline = 60.0
+
+    def __init__(
+        self, folder: StateFolder, settings: Settings | None = None, *, clock: Clock | None = None
+    ) -> None:
+        super().__init__("provider", clock=clock)
+        self.folder = folder
+        self.settings = settings or Settings()
+        self.address = ""
+
+    async def start(self) -> None:
+        self.began = self.clock.monotonic()
+        self.key = Key.ensure(self.folder / "provider.key")
+        self.address = self.key.address
+        await self._log_and_market()
+        await self._index()
+        await self._systems()
+        await self._faces()
+
+    async def _add(self, service: S) -> S:
+        started = self.clock.monotonic()
+        await self.resources.enter_async_context(running(service))
+        log.debug("part.ready", service=service.name, s=round(self.clock.monotonic() - started, 3))
+        return service
+
+    async def _log_and_market(self) -> None:
+        self.ops = await self._add(Ops(self.settings.ops, clock=self.clock))
+        self.ops.add_check("provider", lambda: None if self._started.is_set() else "starting")
+        self.log = await self._add(SqliteLog(self.folder / "events.sqlite3", self.clock))
+        market = msgspec.structs.replace(self.settings.market, folder=str(self.folder / "ledger"))
+        genesis = LedgerService.default_genesis(
+            market, self.clock.now(), authority=self.address, balances={self.address: PURSE}
+        )
+        self.ledger = await self._add(LedgerService(self.log, self.clock, market, genesis=genesis))
+        self.client = LedgerClient(self.ledger.url, self.key, clock=self.clock, denom=market.denom)
+        self.resources.push_async_callback(self.client.close)
+
+    async def _index(self) -> None:
+        settings = msgspec.structs.replace(
+            self.settings.index, rpc=self.ledger.url, chain_id=self.settings.market.chain_id
+        )
+        self.store = await self._add(Store.at(self.folder / "index.sqlite3", self.clock))
+        manager = await self._add(Manager(self.clock, self.settings.dispatch))
+        assert manager.http is not None
+        worker = msgspec.structs.replace(
+            self.settings.dispatch, managers=(f"127.0.0.1:{manager.http.port}",)
+        )
+        await self._add(Worker(self.clock, worker, worker_handlers(settings)))
+        self.follower = await self._add(Follower(manager, self.store, self.clock, settings))
+
+    async def _systems(self) -> None:
+        settings = self.settings
+        self.engine = Engine(self.log, self.clock, settings.observe)
+        self.images = await self._add(Images(self.folder / "images", self.clock, settings.images))
+        self.volumes = await self._add(
+            Volumes(self.folder / "volumes", self.log, self.engine, self.clock, settings.storage)
+        )
+        vault = Vault.ensure(self.folder / "secrets.key")
+        self.deploy = await self._add(
+            DeployService(
+                self.log,
+                self.engine,
+                DeployImages(self.images),
+                self.volumes,
+                self.folder / "deploy",
+                settings.deploy,
+                market=DeployMarket(self.client),
+                clock=self.clock,
+                unseal=vault.open_group,
+            )
+        )
+        self.manifest = await self._add(
+            ManifestService(
+                self.log,
+                self.engine,
+                ManifestMarket(self.client),
+                self.client,
+                provider=self.address,
+                vault=vault,
+                settings=settings.manifest,
+                clock=self.clock,
+            )
+        )
+        self.bidder = Bidder(
+            self.address,
+            self.client,
+            self.client,
+            getattr(self.deploy, "inventory", None) or _All(),
+            clock=self.clock,
+            settings=settings.market,
+        )
+        self.engine.register(self.bidder.activity, kind=BidActivity)
+        await self._add(self.engine)
+        await self._add(
+            Feed(self.log, self.follower, self.address, clock=self.clock, reader=self.client)
+        )
+
+    async def _faces(self) -> None:
+        workloads = DeployedWorkloads(self.deploy)
+
+        async def give_up(lease: LeaseId) -> None:
+            await self.client.close_bid(lease, DECOMMISSION)
+
+        async def give(to: str, amount: str) -> None:
+            await self.client.mint(to, amount)
+
+        self.gateway = await self._add(
+            Gateway(
+                self.settings.gateway,
+                clock=self.clock,
+                manifest=self.manifest,
+                workloads=workloads,
+                keys=AccountKeys(self.client),
+                operator_token=self.folder.operator_token(),
+                routes=[
+                    *stories.routes(
+                        self.log,
+                        self.address,
+                        workloads,
+                        give_up,
+                        self.clock,
+                        self.settings.gateway,
+                    ),
+                    *gifts.routes(give),
+                ],
+            )
+        )
+        await self.client.set_provider(self.gateway.url)
+        log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
+
+    @property
+    def ingress_url(self) -> str:
+        """Where HTTP to workloads goes; the host name says which."""
+        return f"http://127.0.0.1:{self.deploy.ingress.port}"
+
+
+class _All:
+    async def reserve(self, order, group): ...
+    async def release(self, order): ...
