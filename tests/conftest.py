@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,12 @@ def start_registry(folder: Path, *, extra: str = "") -> tuple[subprocess.Popen[b
                 raise RuntimeError(f"docker-registry: {log.read_text()[-2000:]}") from None
             time.sleep(0.02)
     return process, Registry(f"127.0.0.1:{port}", folder / "data", log)
+
+
+@pytest.fixture(scope="session")
+def registry_starter() -> Callable[..., tuple[subprocess.Popen[bytes], Registry]]:
+    """``start_registry``, for fixtures that need one with a configuration of its own."""
+    return start_registry
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import zstandard
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.images import oci
+from leasehold.images.ports import Credentials
 from leasehold.model.digest import Digest
 
 LAYER_TYPES = {
@@ -149,11 +150,18 @@ def busybox(
 
 
 async def push(
-    built: Built, registry: str, repository: str, tag: str = "latest", *, scheme: str = "http"
+    built: Built,
+    registry: str,
+    repository: str,
+    tag: str = "latest",
+    *,
+    scheme: str = "http",
+    credentials: Credentials | None = None,
 ) -> str:
     """Push to ``registry`` (host:port); the reference to pull it by."""
     base = f"{scheme}://{registry}/v2/{repository}"
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    auth = httpx.BasicAuth(credentials.username, credentials.password) if credentials else None
+    async with httpx.AsyncClient(trust_env=False, timeout=60, auth=auth) as client:
         for blob in (built.config, *(item.blob for item in built.layers)):
             digest = Digest.of(blob)
             if (await client.head(f"{base}/blobs/{digest}")).status_code == 200:

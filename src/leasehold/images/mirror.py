@@ -108,10 +108,11 @@ class Mirror:
             await serving.answer(send, 405, headers=[API_VERSION, (b"allow", b"GET, HEAD")])
             return
         asked = serving.parse_path(path)
-        registry = self._upstream(scope) if asked else None
-        if asked is None or registry is None:
+        upstream = self._upstream(scope, asked) if asked else None
+        if upstream is None:
             await serving.answer(send, 404, headers=[API_VERSION])
             return
+        registry, asked = upstream
         credentials = self._credentials(scope)
         if asked.by_digest:
             digest = Digest.parse(asked.target)
@@ -127,14 +128,25 @@ class Mirror:
 
     # --- who asks for what ---
 
-    def _upstream(self, scope: serving.Scope) -> str | None:
-        """The registry meant by ``?ns=``; None when it is not one of ours."""
+    def _upstream(
+        self, scope: serving.Scope, asked: serving.Path
+    ) -> tuple[str, serving.Path] | None:
+        """The registry meant by ``?ns=`` or named in front; None when it is not one of ours."""
         configured = self.settings.registries
         values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("ns")
-        if not values:
-            return configured[0].name if len(configured) == 1 else None
-        name = values[0]
-        if not configured:
+        if values:
+            name = self._registry(values[0])
+            return (name, asked) if name else None
+        # podman and CRI-O cannot say ns: /v2/docker.io/library/nginx/...
+        first, _, rest = asked.repository.partition("/")
+        if rest and "." in first:
+            name = self._registry(first)
+            if name:
+                return name, asked._replace(repository=rest)
+        return (configured[0].name, asked) if len(configured) == 1 else None
+
+    def _registry(self, name: str) -> str | None:
+        if not self.settings.registries:
             return name if is_host(name) else None
         found = self._known(name)
         return found.name if found else None
