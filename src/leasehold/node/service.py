@@ -291,6 +291,11 @@ class Node(Service):
     # -- use -----------------------------------------------------------------------------------
 
     @property
+    def deployer_exists(self) -> bool:
+        """False before the node was started."""
+        return hasattr(self, "deployer")
+
+    @property
     def ready(self) -> bool:
         """True once every package was deployed (or its failure tolerated)."""
         return self.deployed.is_set()
