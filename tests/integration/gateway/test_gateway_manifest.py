@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,14 +15,9 @@ from leasehold.core.clock import SystemClock
 from leasehold.core.service import running
 from leasehold.gateway.server import Gateway
 from leasehold.gateway.settings import GatewaySettings
+from leasehold.manifest import testing
+from leasehold.manifest.settings import ManifestSettings
 from leasehold.market.accounts import Key, sign_token
-
-_spec = importlib.util.spec_from_file_location(
-    "intake_world", Path(__file__).parents[2] / "unit" / "manifest" / "intake_world.py"
-)
-assert _spec and _spec.loader
-world = sys.modules.setdefault("intake_world", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(world)
 
 TENANT = Key.generate()
 STRANGER = Key.generate("ed25519")
@@ -48,7 +40,7 @@ def bearer(key: Key = TENANT, **claims: Any) -> dict[str, str]:
 @contextlib.asynccontextmanager
 async def provider(**settings: Any) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
     clock = SystemClock()
-    w = world.world(clock, owner_rate=1000.0, owner_burst=10_000)
+    w = testing.world(clock, owner_rate=1000.0, owner_burst=10_000)
     async with w.up() as service:
         gateway = Gateway(
             GatewaySettings(port=0, **settings),
@@ -63,7 +55,7 @@ async def provider(**settings: Any) -> AsyncIterator[tuple[Any, httpx.AsyncClien
 
 async def test_a_manifest_is_sent_and_read_back() -> None:
     async with provider() as (w, http):
-        body = await w.deploy(world.simple(), owner=TENANT.address)
+        body = await w.deploy(testing.simple(), owner=TENANT.address)
         lease = await w.win(owner=TENANT.address)
         answer = await http.put("/deployment/1/manifest", content=body, headers=bearer())
         assert (answer.status_code, answer.content) == (200, b"")
@@ -94,7 +86,7 @@ async def test_public_routes_and_openapi() -> None:
 
 async def test_who_may_not() -> None:
     async with provider() as (w, http):
-        body = await w.deploy(world.simple(), owner=TENANT.address)
+        body = await w.deploy(testing.simple(), owner=TENANT.address)
         await w.win(owner=TENANT.address)
 
         async def put(headers: dict[str, str]) -> tuple[int, str]:
@@ -118,9 +110,9 @@ async def test_who_may_not() -> None:
 
 async def test_refusals_are_text_for_old_tools_and_json_for_who_asks() -> None:
     async with provider() as (w, http):
-        body = await w.deploy(world.simple(), owner=TENANT.address)
+        body = await w.deploy(testing.simple(), owner=TENANT.address)
         await w.win(owner=TENANT.address)
-        wrong = world.changed(body, count=7)
+        wrong = testing.changed(body, count=7)
         text = await http.put("/deployment/1/manifest", content=wrong, headers=bearer())
         assert text.status_code == 422
         assert text.headers["content-type"].startswith("text/plain")
@@ -140,17 +132,17 @@ async def test_refusals_are_text_for_old_tools_and_json_for_who_asks() -> None:
 
 async def test_a_market_in_trouble_is_503_with_retry_after() -> None:
     async with provider() as (w, http):
-        body = await w.deploy(world.simple(), owner=TENANT.address)
+        body = await w.deploy(testing.simple(), owner=TENANT.address)
         await w.win(owner=TENANT.address)
         w.market.failures = 10**9
-        w.service.managers.settings = world.ManifestSettings(submit_budget_s=0.2)
+        w.service.managers.settings = ManifestSettings(submit_budget_s=0.2)
         answer = await http.put("/deployment/1/manifest", content=body, headers=bearer())
         assert answer.status_code == 503 and answer.headers["retry-after"]
 
 
 async def test_granular_tokens_reach_only_what_they_name() -> None:
     async with provider() as (w, http):
-        body = await w.deploy(world.two_groups(), owner=TENANT.address)
+        body = await w.deploy(testing.two_groups(), owner=TENANT.address)
         await w.win(owner=TENANT.address, gseq=1)
         await w.win(owner=TENANT.address, gseq=2)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,15 +19,9 @@ from leasehold.core.service import running
 from leasehold.gateway.ports import LogLine
 from leasehold.gateway.server import Gateway
 from leasehold.gateway.settings import GatewaySettings
+from leasehold.manifest import testing
 from leasehold.market.accounts import Key, sign_token
 from leasehold.model.market import LeaseId
-
-_spec = importlib.util.spec_from_file_location(
-    "intake_world", Path(__file__).parents[2] / "unit" / "manifest" / "intake_world.py"
-)
-assert _spec and _spec.loader
-world = sys.modules.setdefault("intake_world", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(world)
 
 TENANT = Key.generate()
 
@@ -106,14 +97,14 @@ class Runtime:
 @contextlib.asynccontextmanager
 async def provider() -> AsyncIterator[tuple[Any, Runtime, str]]:
     clock = SystemClock()
-    w = world.world(clock)
+    w = testing.world(clock)
     runtime = Runtime()
     async with w.up() as service:
         gateway = Gateway(
             GatewaySettings(port=0), clock=clock, manifest=service, keys=Keys(), workloads=runtime
         )
         async with running(gateway):
-            body = await w.deploy(world.simple(), owner=TENANT.address)
+            body = await w.deploy(testing.simple(), owner=TENANT.address)
             lease = await w.win(owner=TENANT.address)
             await service.submit(TENANT.address, 1, body)
             w.lease = lease
@@ -230,7 +221,7 @@ async def test_shell() -> None:
 
 async def test_hostnames_move_between_leases_of_one_owner() -> None:
     async with provider() as (w, _runtime, url):
-        second = world.simple().replace("westcoast", "eastcoast")
+        second = testing.simple().replace("westcoast", "eastcoast")
         body = await w.deploy(second, dseq=2, owner=TENANT.address)
         lease = await w.win(dseq=2, owner=TENANT.address)
         accepted = await w.service.submit(TENANT.address, 2, body)

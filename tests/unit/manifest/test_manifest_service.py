@@ -6,9 +6,8 @@ import pytest
 
 from leasehold.core.clock import VirtualClock
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.manifest.testing import OTHER, OWNER, changed, quiet, simple, two_groups, world
 from leasehold.model import manifest as manifests
-
-from .intake_world import OTHER, OWNER, changed, quiet, simple, two_groups, world
 
 
 async def refused(coro: object) -> LeaseholdError:

@@ -1,4 +1,8 @@
-"""A market, tenants and a provider in memory: what tests of manifest intake stand on."""
+"""A market, tenants and a provider in memory, for tests of manifest intake and of what uses it.
+
+``world(clock)`` makes one; ``async with w.up() as service`` runs the provider, and running it again
+is a restart. Nothing here is used by a real provider.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,7 +41,6 @@ from leasehold.model.market import DeploymentId, LeaseId
 from leasehold.model.sealing import Vault
 from leasehold.observe.engine import Engine
 
-DATA = Path(__file__).parents[2] / "data" / "sdl"
 OWNER = "akash1owner"
 OTHER = "akash1other"
 PROVIDER = "akash1provider"
@@ -235,8 +237,24 @@ def world(clock: Clock, **settings: Any) -> World:
 
 
 def simple() -> str:
-    """The SDL of one web service with a host, two replicas."""
-    return (DATA / "valid/v2.0/simple/sdl.yaml").read_text()
+    """The SDL of one web service with a host and a port, two replicas."""
+    return """
+version: "2.0"
+services:
+  web:
+    image: nginx
+    expose:
+      - {port: 80, accept: [ahostname.com], to: [{global: true}]}
+      - {port: 12345, proto: udp, to: [{global: true}]}
+profiles:
+  compute:
+    web: {resources: {cpu: {units: 100m}, memory: {size: 128Mi}, storage: {size: 1Gi}}}
+  placement:
+    westcoast: {pricing: {web: {denom: uakt, amount: 50}}}
+deployment:
+  web:
+    westcoast: {profile: web, count: 2}
+"""
 
 
 def two_groups() -> str:
