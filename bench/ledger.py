@@ -40,31 +40,12 @@ from leasehold.market.ledger.money import Coin
 from leasehold.market.ledger.service import LedgerService
 from leasehold.market.ledger.snapshot import Snapshots
 from leasehold.market.settings import MarketSettings
-from leasehold.market.testing import LedgerBlocks, MemoryInventory
+from leasehold.market.testing import GROUP, LedgerBlocks, MemoryInventory
 from leasehold.model.market import LeaseId
 from leasehold.model.resources import GroupSpec
 from leasehold.observe.engine import Engine
 
 SENDERS = 64
-
-GROUP = {
-    "name": "web",
-    "requirements": {"signed_by": {"all_of": None, "any_of": None}, "attributes": None},
-    "resources": [
-        {
-            "resource": {
-                "id": 1,
-                "cpu": {"units": {"val": "100"}},
-                "memory": {"size": {"val": "134217728"}},
-                "storage": [{"name": "default", "size": {"val": "1073741824"}}],
-                "gpu": {"units": {"val": "0"}},
-                "endpoints": [{"sequence_number": 0}],
-            },
-            "count": 1,
-            "price": {"denom": "uakt", "amount": "50"},
-        }
-    ],
-}
 
 
 def run(quick: bool) -> dict[str, Any]:

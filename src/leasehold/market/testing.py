@@ -33,6 +33,26 @@ from leasehold.model.resources import GroupSpec
 RICH = "1000000000"
 """Base units of every account :func:`market` opens."""
 
+GROUP: dict[str, Any] = {
+    "name": "web",
+    "requirements": {"signed_by": {"all_of": None, "any_of": None}, "attributes": None},
+    "resources": [
+        {
+            "resource": {
+                "id": 1,
+                "cpu": {"units": {"val": "100"}},
+                "memory": {"size": {"val": "134217728"}},
+                "storage": [{"name": "default", "size": {"val": "1073741824"}}],
+                "gpu": {"units": {"val": "0"}},
+                "endpoints": [{"sequence_number": 0}],
+            },
+            "count": 1,
+            "price": {"denom": "uakt", "amount": "50"},
+        }
+    ],
+}
+"""A small group that pays 50 uakt a block, as an SDL would make it."""
+
 
 @contextlib.asynccontextmanager
 async def market(
