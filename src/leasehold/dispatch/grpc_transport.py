@@ -230,6 +230,9 @@ class GrpcDialer:
         self._allowed = parse_networks(settings.dial_allow)
         self._credentials = channel_credentials(settings)
 
+    def check(self, address: str) -> None:
+        split_address(address)
+
     async def dial(self, address: str) -> _CallerLink:
         target = await resolve(address, self._allowed)
         return open_stream(

@@ -145,6 +145,7 @@ class Registry:
                 expected=", ".join(sorted(self._dialers)),
                 got=ping.connectivity.type,
             )
+        self._dialers[ping.connectivity.type].check(address)
         for other in [
             w
             for w in self.workers.values()
@@ -334,12 +335,15 @@ class Registry:
 
     def _unreachable(self, worker: WorkerRecord, error: Exception) -> None:
         worker.state = WorkerState.ERROR
-        worker.problem = str(error) or "no answer"
+        problem = str(error) or "no answer"
+        if problem != worker.problem:
+            log.info(
+                "worker.unreachable", worker=worker.id, address=worker.address, problem=problem
+            )
+        worker.problem = problem
         if worker.offline_since is None:
             worker.offline_since = self.clock.now()
         metrics.RECONNECTS.labels("failed").inc()
-        log.info("worker.unreachable", worker=worker.id, address=worker.address,
-                 problem=worker.problem)  # fmt: skip
         self._pool_of(worker.pool).fail_if_hopeless()
 
     def _draining(self, worker: WorkerRecord) -> None:

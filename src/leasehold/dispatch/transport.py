@@ -44,6 +44,10 @@ class Dialer(Protocol):
 
     type: str
 
+    def check(self, address: str) -> None:
+        """LeaseholdError ``bad_address`` when the text can be no address of this transport."""
+        ...
+
     async def dial(self, address: str) -> WorkerLink:
         """Open a stream to ``host:port``; LeaseholdError ``dial_refused`` when it may not be
         dialled. That nobody answers may also show only when the first message is sent."""

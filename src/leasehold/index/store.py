@@ -71,7 +71,7 @@ class Store(Service):
         """
         if not heights:
             return 0
-        chain = await self._chain(network, chain_id)
+        chain = await self.chain(network, chain_id)
         wanted = {height.height: height for height in heights}
         async with self._writing() as connection:
             await self._lock(connection, chain)
@@ -93,7 +93,7 @@ class Store(Service):
 
     async def forget(self, network: str, chain_id: str, first: int, last: int) -> None:
         """Delete the heights ``first`` to ``last``, to fetch them again."""
-        chain = await self._chain(network, chain_id)
+        chain = await self.chain(network, chain_id)
         async with self._writing() as connection:
             await self._lock(connection, chain)
             for table in (schema.terms, schema.transactions, schema.blocks):
@@ -160,7 +160,7 @@ class Store(Service):
                 insert(table).values(chain=chain, first=whole[0], last=whole[1])
             )
 
-    async def _chain(self, network: str, chain_id: str) -> int:
+    async def chain(self, network: str, chain_id: str) -> int:
         """The number of a chain, given on first use."""
         found = self._chains.get((network, chain_id))
         if found is None:
@@ -181,7 +181,7 @@ class Store(Service):
 
     async def follow_from(self, network: str, chain_id: str, default: int) -> int:
         """The height at which following began; ``default`` from now on if it never did."""
-        chain = await self._chain(network, chain_id)
+        chain = await self.chain(network, chain_id)
         table = schema.chains
         async with self._writing() as connection:
             await self._lock(connection, chain)
@@ -197,7 +197,7 @@ class Store(Service):
 
     async def coverage(self, network: str, chain_id: str) -> list[Range]:
         """Ranges of heights that are stored, in order."""
-        chain = await self._chain(network, chain_id)
+        chain = await self.chain(network, chain_id)
         async with self.engine.connect() as connection:
             return merged(await self._coverage(connection, chain))
 
@@ -212,7 +212,7 @@ class Store(Service):
         self, network: str, chain_id: str, first: int, last: int
     ) -> AsyncIterator[IndexedBlock]:
         """Stored heights from ``first`` to ``last``, in order; what is not stored is left out."""
-        chain = await self._chain(network, chain_id)
+        chain = await self.chain(network, chain_id)
         for start in range(first, last + 1, READ_BATCH):
             end = min(start + READ_BATCH - 1, last)
             async with self.engine.connect() as connection:
