@@ -4,6 +4,8 @@
 ``auth``       who asks: guards ``tenant(scope)``, ``any_tenant`` and ``operator``
 ``claims``     what a token permits
 ``jwt``        tokens: ES256K, ES256KADR36, EdDSA
+``certificates`` client certificates registered on the market
+``protocol``   uvicorn's protocols, with the client's certificate and a header deadline
 ``errors``     errors as HTTP
 ``manifests``  send, read, try, roll back
 ``leases``     status of leases and services

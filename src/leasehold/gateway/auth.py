@@ -12,29 +12,21 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.gateway.certificates import ClientCertificates
 from leasehold.gateway.claims import FULL, Principal, denied
 from leasehold.gateway.jwt import Tokens
+from leasehold.gateway.protocol import PEER_CERTIFICATE
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
 PRINCIPAL = "leasehold.principal"
-PEER_CERTIFICATE = "leasehold.peer_certificate"
-"""Key of the ASGI scope under which the protocol puts the client's certificate (DER)."""
-
-
-class Certificates(Protocol):
-    """Client certificates registered on the market."""
-
-    def owner(self, certificate: bytes) -> str:
-        """The owner a certificate (DER) belongs to; UNAUTHENTICATED when it is not valid now."""
-        ...
 
 
 class Authenticator:
@@ -46,7 +38,7 @@ class Authenticator:
         tokens: Tokens | None,
         operator_token: str = "",
         provider: str = "",
-        certificates: Certificates | None = None,
+        certificates: ClientCertificates | None = None,
     ) -> None:
         self.tokens = tokens
         self.provider = provider
@@ -64,7 +56,7 @@ class Authenticator:
                 kind=Kind.MALFORMED,
             )
         if certificate is not None and self.certificates is not None:
-            owner = self.certificates.owner(cast(bytes, certificate))
+            owner = await self.certificates.owner(cast(bytes, certificate))
             return Principal(owner, FULL, self.provider, "mtls")
         if bearer is None or self.tokens is None:
             raise unauthenticated("a token is needed: Authorization: Bearer …")

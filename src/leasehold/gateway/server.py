@@ -8,7 +8,8 @@ Litestar handlers, routers and websocket handlers; guards are in ``leasehold.gat
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -24,10 +25,12 @@ from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.service import Service, running
 from leasehold.core.web import HttpServer
 from leasehold.gateway import leases, manifests, migrate, status, streams
-from leasehold.gateway.auth import Authenticator, Certificates
+from leasehold.gateway.auth import Authenticator
+from leasehold.gateway.certificates import ClientCertificates, Registry
 from leasehold.gateway.errors import HANDLERS
 from leasehold.gateway.jwt import AccountKeys, Tokens
 from leasehold.gateway.ports import Addresses, Workloads
+from leasehold.gateway.protocol import GatewayWebSocket, http_protocol
 from leasehold.gateway.settings import GatewaySettings
 from leasehold.manifest.service import ManifestService
 
@@ -36,6 +39,7 @@ class Gateway(Service):
     """Serves the API. ``url`` is known once it is started.
 
     ``manifest`` and ``workloads`` bring the tenant's routes; ``keys`` the public keys of accounts;
+    ``registry`` the client certificates on the market (used with TLS);
     ``parts`` what ``/status`` tells of the other systems; ``wrap`` puts an ASGI application around
     the API (the dashboard's dispatcher).
     """
@@ -49,7 +53,7 @@ class Gateway(Service):
         workloads: Workloads | None = None,
         addresses: Addresses | None = None,
         keys: AccountKeys | None = None,
-        certificates: Certificates | None = None,
+        registry: Registry | None = None,
         operator_token: str = "",
         provider: str = "",
         parts: Mapping[str, status.Part] | None = None,
@@ -59,11 +63,16 @@ class Gateway(Service):
         super().__init__("gateway", clock=clock)
         self.settings = settings = settings or GatewaySettings()
         self.provider = provider or (manifest.provider if manifest else "")
+        self.certificates = (
+            ClientCertificates(registry, clock=self.clock, settings=settings)
+            if registry is not None and settings.tls_certificate
+            else None
+        )
         self.auth = Authenticator(
             tokens=Tokens(keys, self.clock, settings) if keys is not None else None,
             operator_token=operator_token,
             provider=self.provider,
-            certificates=certificates,
+            certificates=self.certificates,
         )
         members = dict(parts or {})
         handlers: list[ControllerRouterHandler] = []
@@ -93,7 +102,14 @@ class Gateway(Service):
         settings = self.settings
         options: dict[str, Any] = {}
         if settings.tls_certificate:
-            options |= {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
+            options |= {
+                "ssl_certfile": settings.tls_certificate,
+                "ssl_keyfile": settings.tls_key,
+                "ssl_context_factory": _tls13,
+            }
+            if self.certificates is not None:
+                await self.resources.enter_async_context(running(self.certificates))
+                options["ssl_context_factory"] = self.certificates.factory
         elif not _loopback(settings.host):
             raise LeaseholdError(
                 "tls_required",
@@ -112,7 +128,8 @@ class Gateway(Service):
             setting="gateway.port",
             clock=self.clock,
             limit_concurrency=settings.max_connections,
-            h11_max_incomplete_event_size=32 * 1024,
+            http=http_protocol(settings.header_timeout_s),
+            ws=GatewayWebSocket,
             ws_max_size=settings.max_body_bytes,
             ws_ping_interval=settings.ping_s,
             ws_ping_timeout=15.0,
@@ -126,6 +143,12 @@ class Gateway(Service):
         """How tenants reach it."""
         assert self.server is not None
         return self.settings.url or self.server.url
+
+
+def _tls13(_config: object, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
 
 
 def _loopback(host: str) -> bool:

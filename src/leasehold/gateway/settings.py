@@ -43,3 +43,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ping_s: Annotated[
         float, Meta(description="time between pings on websockets, seconds", gt=0)
     ] = 10.0
+    certificates_refresh_s: Annotated[
+        float, Meta(description="time between looks for new client certificates, seconds", gt=0)
+    ] = 5.0
+    certificate_cache_s: Annotated[
+        float,
+        Meta(description="how long a client certificate is not asked about again, seconds", ge=0),
+    ] = 1.0
