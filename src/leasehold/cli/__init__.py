@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lease": ("leasehold.cli.lease", "list, explain, follow and close leases"),
     "account": ("leasehold.cli.account", "make and show accounts"),
     "node": ("leasehold.cli.node", "packages, services and spells of this node"),
+    "images": ("leasehold.cli.images", "images of this node: pull, explain, verify, collect"),
     "sdl": ("leasehold.cli.sdl", "convert and validate SDL files"),
     "config": ("leasehold.cli.config", "show settings and where they come from"),
     "doctor": ("leasehold.cli.doctor", "say at once what this machine lacks"),

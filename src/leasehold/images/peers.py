@@ -31,6 +31,7 @@ from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.metrics import counter, histogram
+from leasehold.images.challenge import basic
 from leasehold.images.download import Download
 from leasehold.images.peerclient import Answer, PeerClient, PeerError
 from leasehold.images.ports import Holder, Resolution, Resolver
@@ -122,6 +123,7 @@ class Peers:
                 download.registry,
                 download.repository,
                 download.size,
+                basic(download.credentials) if download.credentials else "",
             )
         )
         try:

@@ -251,8 +251,16 @@ class Resolver(Protocol):
     """
 
     async def resolve(
-        self, digest: Digest, kind: ContentKind, registry: str, repository: str, size: int | None
-    ) -> Resolution: ...
+        self,
+        digest: Digest,
+        kind: ContentKind,
+        registry: str,
+        repository: str,
+        size: int | None,
+        authorization: str = "",
+    ) -> Resolution:
+        """``authorization`` is what the origin is to be asked with, when not by the node's own."""
+        ...
 
     async def refresh(self, digest: Digest, size: int | None) -> Sequence[Holder]:
         """Holders known by now, asking the DHT and the puller again; used when those given failed

@@ -12,19 +12,23 @@ What every image took (bytes from where, seconds) is kept beside it: ``explain``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import fcntl
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leasehold.core.clock import Clock, SystemClock
-from leasehold.core.errors import Kind, LeaseholdError, not_found
+from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.metrics import histogram
 from leasehold.core.service import Group, Service
 from leasehold.images import oci
 from leasehold.images.access import Access, denied
-from leasehold.images.download import Download, Downloads, read_all, too_large
+from leasehold.images.assembly import Assembly, Progress, ProgressCallback, Teller
+from leasehold.images.download import Downloads
+from leasehold.images.eviction import Evictor
+from leasehold.images.housekeeping import Housekeeping
 from leasehold.images.mirror import Mirror
 from leasehold.images.mirror import server as mirror_server
 from leasehold.images.origin import RegistryOrigin
@@ -39,9 +43,9 @@ from leasehold.images.ports import (
     OriginError,
     Resolver,
 )
-from leasehold.images.records import Part, Record, Records
+from leasehold.images.records import Record, Records
 from leasehold.images.settings import ImagesSettings
-from leasehold.images.store import FileReader, FileStore
+from leasehold.images.store import FileStore
 from leasehold.images.transfer import server as transfer_server
 from leasehold.images.unpack import Layers
 from leasehold.model.digest import Digest
@@ -51,24 +55,9 @@ from leasehold.p2p.keys import KeyPair
 SETTLE_SECONDS = 10.0
 """Between two syncs of unpacked layers and memories to disk."""
 
-MANIFEST_DEPTH = 3
-"""Indexes inside indexes that are followed."""
-
 ENSURE = histogram("leasehold_images_ensure_seconds", "Reference to unpacked layers", ["cold"])
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an ``ensure`` is. Bytes are compressed ones; ``total`` is 0 until it is known."""
-
-    phase: str
-    """``resolving``, ``fetching``, ``unpacking`` or ``ready``."""
-    bytes: int = 0
-    total: int = 0
-    layers_done: int = 0
-    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +75,6 @@ class Image:
     sources: dict[str, int] = field(default_factory=dict)
     """Bytes by where they came from: ``origin``, ``cache`` or ``peer:<node>``."""
     seconds: float = 0.0
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class Images(Service):
@@ -134,17 +120,20 @@ class Images(Service):
             if transfer
             else None
         )
+        self.keeping = Housekeeping(self)
+        self.evictor = Evictor(self.store, self.settings, self.clock, self.keeping.in_use)
         self._peers: PeerClient | None = None
 
     def cooperate(self, resolver: Resolver, announcer: Announcer | None, node: str) -> None:
         """Ask other nodes first. ``node`` is our own name among them. Call it before the start."""
         self._peers = PeerClient(self.settings, self.clock, node)
         self.downloads.peers = Peers(resolver, self._peers, self.settings, self.clock)
-        self.downloads.announcer = announcer
+        self.downloads.announcer = self.evictor.announcer = announcer
         self.mirror.resolver = resolver
 
     async def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
+        self._lock()
         await asyncio.to_thread(self.layers.prepare)
         self.access.load()
         self.records.load()
@@ -156,6 +145,43 @@ class Images(Service):
         for part in parts.services:
             await part._started.wait()
         self.spawn(self._settle(), name="settle")
+        self._crowded = asyncio.Event()
+        self.downloads.committed.append(lambda _digest, _size: self._crowded.set())
+        self.spawn(self._evict(), name="evict")
+        self.spawn(self._collect(), name="gc")
+
+    def _lock(self) -> None:
+        """One process uses a folder: another one's start would empty its staging."""
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.resources.callback(os.close, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LeaseholdError(
+                "images_in_use",
+                f"another process uses the images in {self.root}",
+                kind=Kind.CONFLICT,
+                path=str(self.root),
+            ) from None
+
+    async def _evict(self) -> None:
+        """Look after every commit whether the store has become too big."""
+        while True:
+            await self._crowded.wait()
+            self._crowded.clear()
+            try:
+                if self.evictor.needed:
+                    await self.evictor.sweep()
+            except (LeaseholdError, OSError) as error:
+                log.warning("images.eviction.failed", error=str(error))
+
+    async def _collect(self) -> None:
+        while True:
+            await self.clock.sleep(self.settings.gc_seconds)
+            try:
+                await self.keeping.gc()
+            except (LeaseholdError, OSError) as error:
+                log.warning("images.gc.failed", error=str(error))
 
     async def stop(self) -> None:
         self.mirror.draining = True
@@ -188,34 +214,51 @@ class Images(Service):
         ``layer_refused``, ``layer_too_large``, ``digest_mismatch``.
         """
         began = self.clock.monotonic()
-        tell = _Teller(progress)
+        tell = Teller(progress)
         tell(phase="resolving")
         ref = Reference.parse(reference)
         digest = await self.resolve(ref, credentials)
         await self.authorize(ref, digest, credentials)
-        job = _Job(self, ref, credentials, tell)
+        job = Assembly(self, ref, credentials, tell)
         manifest_digest, manifest = await job.manifest(digest)
         config = oci.parse_config(await job.small(manifest.config, ContentKind.CONFIG))
-        directories = await job.layers(manifest, config)
+        claimed: list[Path] = []
+        try:
+            directories = await job.layers(manifest, config, claimed)
+            self._record(ref, digest, manifest_digest, manifest, directories, job, began)
+        finally:
+            self.layers.claimed.subtract(claimed)
         seconds = self.clock.monotonic() - began
-        record = Record(
-            reference=str(ref),
-            digest=str(manifest_digest),
-            index=str(digest),
-            size=manifest.size,
-            at=self.clock.now(),
-            seconds=seconds,
-            config=manifest.config.digest,
-            layers=[str(p.name) for p in directories],
-            parts=job.parts,
-        )
-        self.records.put(record)
         sources = job.sources()
         ENSURE.labels("no" if set(sources) <= {"cache"} else "yes").observe(seconds)
         tell(phase="ready")
         log.info("image.ready", image=str(ref), seconds=round(seconds, 3), **sources)
         return Image(
             str(ref), manifest_digest, config, directories, manifest.size, sources, seconds
+        )
+
+    def _record(
+        self,
+        reference: Reference,
+        index: Digest,
+        digest: Digest,
+        manifest: oci.Manifest,
+        directories: list[Path],
+        job: Assembly,
+        began: float,
+    ) -> None:
+        self.records.put(
+            Record(
+                reference=str(reference),
+                digest=str(digest),
+                index=str(index),
+                size=manifest.size,
+                at=self.clock.now(),
+                seconds=self.clock.monotonic() - began,
+                config=manifest.config.digest,
+                layers=[path.name for path in directories],
+                parts=job.parts,
+            )
         )
 
     async def resolve(self, reference: Reference, credentials: Credentials | None) -> Digest:
@@ -280,169 +323,6 @@ class Images(Service):
                         kind=Kind.TOO_LARGE,
                     )
         return Digest.of(bytes(body))
-
-
-class _Teller:
-    """The latest progress, told whenever it changes."""
-
-    def __init__(self, callback: ProgressCallback | None) -> None:
-        self._callback = callback
-        self._values: dict[str, Any] = {}
-
-    def __call__(self, **changes: Any) -> None:
-        self._values.update(changes)
-        if self._callback is not None:
-            self._callback(Progress(**self._values))
-
-
-class _Job:
-    """One ``ensure``: which digests it needs and where each came from."""
-
-    def __init__(
-        self, images: Images, reference: Reference, credentials: Credentials | None, tell: _Teller
-    ) -> None:
-        self.images = images
-        self.reference = reference
-        self.credentials = credentials
-        self.tell = tell
-        self.parts: list[Part] = []
-        self._received: dict[str, int] = {}
-        self._slots = asyncio.Semaphore(images.settings.image_concurrency)
-
-    def sources(self) -> dict[str, int]:
-        out: dict[str, int] = {}
-        for part in self.parts:
-            for source, count in part.sources.items():
-                out[source] = out.get(source, 0) + count
-        return out
-
-    async def manifest(self, digest: Digest) -> tuple[Digest, oci.Manifest]:
-        """The manifest for this machine below ``digest``."""
-        for _ in range(MANIFEST_DEPTH):
-            descriptor = oci.Descriptor(oci.OCI_MANIFEST, str(digest), -1)
-            content = await self.small(descriptor, ContentKind.MANIFEST)
-            found = oci.parse_manifest(content, max_layers=self.images.settings.layers)
-            if isinstance(found, oci.Manifest):
-                return digest, found
-            digest = Digest.parse(oci.choose(found).digest)
-        raise LeaseholdError("manifest_invalid", "the image's indexes are nested too deeply")
-
-    async def small(self, descriptor: oci.Descriptor, kind: ContentKind) -> bytes:
-        """A manifest or config, whole."""
-        digest = Digest.parse(descriptor.digest)
-        await self.have(digest, kind, None if descriptor.size < 0 else descriptor.size)
-        reader = await self.images.store.open(digest)
-        if reader is None:
-            raise not_found("image content", digest, hint="It was evicted while in use.")
-        limit = self.images.settings.manifest_bytes
-        try:
-            content = await read_all(reader, limit)
-        finally:
-            await reader.close()
-        if content is None:
-            raise too_large(digest, limit)
-        return content
-
-    async def layers(self, manifest: oci.Manifest, config: dict[str, Any]) -> list[Path]:
-        """All layers, fetched side by side and unpacked in order."""
-        diff_ids = [Digest.parse(d) for d in config["rootfs"]["diff_ids"]]
-        if len(diff_ids) != len(manifest.layers):
-            raise LeaseholdError(
-                "manifest_invalid",
-                "the image's config and manifest disagree on the number of layers",
-                expected=len(diff_ids),
-                got=len(manifest.layers),
-            )
-        here = self.images.layers.present()
-        wanted = [
-            (Digest.parse(layer.digest), layer.size)
-            for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)
-            if diff_id not in here
-        ]
-        self.tell(phase="fetching", layers=len(diff_ids), total=sum(s for _, s in wanted))
-        directories: list[Path] = []
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                fetches = {
-                    digest: tasks.create_task(self._fetch(digest, size))
-                    for digest, size in dict(wanted).items()
-                }
-                for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
-                    digest = Digest.parse(layer.digest)
-                    found = await self.images.layers.find(diff_id, directories)
-                    if found is None:
-                        await (fetches.get(digest) or self._fetch(digest, layer.size))
-                        found = await self._unpack(digest, diff_id, directories)
-                    elif digest not in fetches:
-                        self.parts.append(
-                            Part(str(digest), "layer", layer.size, {"cache": layer.size})
-                        )
-                    directories.append(found)
-                    self.tell(layers_done=len(directories))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        return directories
-
-    async def _fetch(self, digest: Digest, size: int) -> None:
-        async with self._slots:
-            await self.have(digest, ContentKind.BLOB, size)
-
-    async def _unpack(self, digest: Digest, diff_id: Digest, below: Sequence[Path]) -> Path:
-        self.tell(phase="unpacking")
-        reader = await self.images.store.open(digest)
-        if not isinstance(reader, FileReader):
-            raise not_found("layer", digest, hint="It was evicted while in use.")
-        began = self.images.clock.monotonic()
-        try:
-            found = await self.images.layers.unpack(reader.fd, digest, diff_id, below)
-        finally:
-            await reader.close()
-        for part in self.parts:
-            if part.digest == digest:
-                part.unpack_seconds = self.images.clock.monotonic() - began
-        return found
-
-    async def have(self, digest: Digest, kind: ContentKind, size: int | None) -> None:
-        """``digest`` in the store, from wherever it is."""
-        store, downloads = self.images.store, self.images.downloads
-        held = await store.size(digest)
-        if held is not None:
-            self.parts.append(Part(str(digest), kind.label, held, {"cache": held}))
-            return
-        began = self.images.clock.monotonic()
-        ref = self.reference
-        for attempt in (1, 2):
-            download = downloads.get(
-                digest, kind, ref.registry, ref.repository, size, self.credentials
-            )
-            try:
-                await self._follow(download)
-                break
-            except OriginError as error:
-                # It was refused to whoever asked first; our own credentials may be better.
-                mine = download.credentials == self.credentials
-                if mine or attempt == 2 or error.failure is not FailureClass.AUTH:
-                    raise
-        self.parts.append(
-            Part(
-                str(digest),
-                kind.label,
-                download.received,
-                dict(download.sources),
-                self.images.clock.monotonic() - began,
-            )
-        )
-
-    async def _follow(self, download: Download) -> None:
-        while not download.ended:
-            if download.kind is ContentKind.BLOB:
-                self._received[download.digest] = download.received
-                self.tell(bytes=sum(self._received.values()))
-            await download.changed()
-        await download.finish()
-        if download.kind is ContentKind.BLOB:
-            self._received[download.digest] = download.received
-            self.tell(bytes=sum(self._received.values()))
 
 
 __all__ = ["Image", "Images", "Progress"]

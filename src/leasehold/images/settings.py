@@ -75,7 +75,7 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str, Meta(description="containerd namespace; k8s.io under Kubernetes")
     ] = "k8s.io"
     budget_bytes: Annotated[
-        int, Meta(description="Bytes of blobs kept before the least recently used leave", ge=0)
+        int, Meta(description="Bytes of blobs kept before the least recently used leave", ge=1)
     ] = 50 * GIB
     headroom_percent: Annotated[
         float,
@@ -88,9 +88,13 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     fsync: Annotated[bool, Meta(description="Blobs reach the disk before they count as held")] = (
         True
     )
-    keep_layers: Annotated[
-        bool, Meta(description="Keep compressed layers after unpacking so that peers can have them")
-    ] = True
+    keep_seconds: Annotated[
+        float,
+        Meta(description="An image unused for so long is forgotten by gc unless pinned", ge=0),
+    ] = 7 * 86_400.0
+    gc_seconds: Annotated[float, Meta(description="Between two collections of garbage", gt=0)] = (
+        3600.0
+    )
 
     # limits on what strangers send
     manifest_bytes: Annotated[

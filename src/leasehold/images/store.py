@@ -116,9 +116,7 @@ class FileStore(Service):
         return FileReader(fd, os.fstat(fd).st_size)
 
     async def writer(self, digest: Digest, size: int | None = None) -> Staged:
-        with disk_errors():
-            free = shutil.disk_usage(self._tmp).free
-        keep = self.headroom
+        free, keep = self.free, self.headroom
         if free < (size or 0) + keep:
             raise disk_full(
                 f"{digest} needs {size or 'some'} bytes, {free} are free and {keep} stay free"
@@ -144,6 +142,12 @@ class FileStore(Service):
     def path(self, digest: Digest) -> Path:
         """Where ``digest`` is or would be."""
         return self._blobs / digest.hex[:2] / digest.hex
+
+    @property
+    def free(self) -> int:
+        """Bytes free on the disk."""
+        with disk_errors():
+            return shutil.disk_usage(self._tmp).free
 
     @property
     def headroom(self) -> int:

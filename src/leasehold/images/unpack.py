@@ -26,6 +26,7 @@ import secrets
 import shutil
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -77,6 +78,8 @@ class Layers:
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._locks: dict[str, asyncio.Lock] = {}
         self._unsynced: set[Path] = set()
+        self.claimed: Counter[Path] = Counter()
+        """Directories in the hands of an ``ensure`` that has not recorded its image yet."""
 
     def prepare(self) -> None:
         """Drop what a crash or a power cut left half-made. Call once at start."""
@@ -144,6 +147,10 @@ class Layers:
             if made is not None:
                 found.append((path.with_suffix(""), made))
         return found
+
+    def busy(self, path: Path) -> bool:
+        """Whether an image that is being made ready may be about to use ``path``."""
+        return path in self.claimed
 
     async def remove(self, path: Path) -> None:
         await asyncio.to_thread(self._remove, path)

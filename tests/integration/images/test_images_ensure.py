@@ -20,7 +20,7 @@ from leasehold.images.settings import ImagesSettings
 
 @pytest.fixture
 async def images(tmp_path: Path) -> AsyncIterator[Images]:
-    async with running(Images(tmp_path / "images", settings=ImagesSettings(budget_bytes=0))) as it:
+    async with running(Images(tmp_path / "images", settings=ImagesSettings())) as it:
         yield it
 
 
@@ -74,7 +74,7 @@ async def test_a_dead_registry_is_said_and_known_tags_survive_it(
 ) -> None:
     process, registry = own_registry
     name = await build.push(build.busybox(), registry.host, "known", "1")
-    settings = ImagesSettings(budget_bytes=0, origin_attempts=1, known_tag_seconds=60)
+    settings = ImagesSettings(origin_attempts=1, known_tag_seconds=60)
     async with running(Images(tmp_path / "a", settings=settings)) as images:
         await images.ensure(name)
         process.kill()
@@ -86,7 +86,7 @@ async def test_a_dead_registry_is_said_and_known_tags_survive_it(
     # The memory outlives the node; without permission to use it, the tag is gone with its registry.
     async with running(Images(tmp_path / "a", settings=settings)) as images:
         assert (await images.ensure(name)).layers
-    none = ImagesSettings(budget_bytes=0, origin_attempts=1, known_tag_seconds=0)
+    none = ImagesSettings(origin_attempts=1, known_tag_seconds=0)
     async with running(Images(tmp_path / "a", settings=none)) as images:
         with pytest.raises(LeaseholdError) as caught:
             await images.ensure(name)

@@ -28,7 +28,7 @@ async def mirror_of(
     node = Images(
         folder,
         settings=ImagesSettings(
-            registries=registries, budget_bytes=0, mirror_port=0, origin_attempts=1, **settings
+            registries=registries, mirror_port=0, origin_attempts=1, **settings
         ),
         mirror=True,
     )

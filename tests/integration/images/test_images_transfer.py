@@ -94,7 +94,6 @@ class Fleet:
     ) -> None:
         self.folder, self.origin, self.mirror = folder, origin, mirror
         self.settings = ImagesSettings(
-            budget_bytes=0,
             transfer_host="127.0.0.1",
             transfer_port=0,
             mirror_port=0,

@@ -1,0 +1,246 @@
+"""``leasehold images``: what is here, where it came from, and getting or dropping it.
+
+With a provider running on this machine its API is asked; otherwise the command opens the images
+folder itself, which only one process may do at a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Container images of this node.")
+
+STATE = typer.Option(None, help="State folder of the provider of this machine.")
+JSON = typer.Option(False, "--json", help="As JSON.")
+
+
+@app.command()
+def ls(state: Path = STATE, as_json: bool = JSON) -> None:
+    """List images, latest use last."""
+    rows = _ask("GET", "/v1/images", state, lambda images, report: _listing(images, report))
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        used = datetime.datetime.fromtimestamp(row["used"]).strftime("%Y-%m-%d %H:%M")
+        marks = " pinned" if row["pinned"] else ""
+        marks += f" used by {len(row['holds'])}" if row["holds"] else ""
+        print(
+            f"{_short(row['digest'])}  {_size(row['size']):>9}  {used}  {row['reference']}{marks}"
+        )
+
+
+@app.command()
+def pull(
+    reference: str = typer.Argument(help="For example docker.io/library/nginx:1.27."),
+    username: str = typer.Option("", help="User at the registry; the password comes from stdin."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Pull and unpack an image; says how many bytes came from the origin, peers and the cache."""
+    password = sys.stdin.readline().rstrip("\n") if username else ""
+    body = {"reference": reference, "username": username, "password": password}
+
+    def directly(images: Any, report: Any) -> Any:
+        return report.pull(images, reference, username, password)
+
+    done = _ask("POST", "/v1/images/pull", state, directly, body)
+    if as_json:
+        _print_json(done)
+        return
+    came = done["bytes"]
+    print(f"{done['reference']} is {done['digest']}")
+    print(
+        f"  {_size(done['size'])} in {done['layers']} layers, ready after {done['seconds']:.2f} s:"
+        f" {_size(came['origin'])} from its registry, {_size(came['peers'])} from peers,"
+        f" {_size(came['cache'])} were here"
+    )
+
+
+@app.command()
+def explain(
+    name: str = typer.Argument(help="A reference, a digest or the beginning of one."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Say where each part of an image came from, and how long it took."""
+    found = _ask(
+        "GET",
+        "/v1/images/explain",
+        state,
+        lambda images, report: _now(report.explained(images.keeping.find(name))),
+        query={"name": name},
+    )
+    if as_json:
+        _print_json(found)
+        return
+    print(f"{found['reference']} {found['digest']}")
+    for part in found["parts"]:
+        came = ", ".join(f"{_size(n)} {source}" for source, n in part["sources"].items())
+        unpacked = f", unpacked in {part['unpack_seconds']:.2f} s" if part["unpack_seconds"] else ""
+        print(
+            f"  {part['kind']:8} {_short(part['digest'])}  {_size(part['size']):>9}"
+            f"  {came or 'nothing'} in {part['seconds']:.2f} s{unpacked}"
+        )
+    print(f"  ready after {found['seconds']:.2f} s")
+
+
+@app.command()
+def inspect(
+    name: str = typer.Argument(help="A reference, a digest or the beginning of one."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Show manifest and config of an image (always as JSON)."""
+    _print_json(
+        _ask(
+            "GET",
+            "/v1/images/inspect",
+            state,
+            lambda images, report: report.inspect(images, name),
+            query={"name": name},
+        )
+    )
+
+
+@app.command()
+def pin(
+    name: str = typer.Argument(help="A reference, a digest or the beginning of one."),
+    off: bool = typer.Option(False, "--off", help="Let it go again."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Keep an image whatever happens: no eviction, no garbage collection."""
+    row = _ask(
+        "POST",
+        "/v1/images/pin",
+        state,
+        lambda images, report: _now(report.listed(images.keeping.pin(name, pinned=not off))),
+        {"name": name, "pinned": not off},
+    )
+    if as_json:
+        _print_json(row)
+    else:
+        print(f"{row['reference']} is {'pinned' if row['pinned'] else 'not pinned'}")
+
+
+@app.command()
+def gc(
+    keep: float = typer.Option(None, help="Seconds an unused image is kept; default: the setting."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Forget unused images and drop the layers and blobs nobody needs."""
+    done = _ask(
+        "POST",
+        "/v1/images/gc",
+        state,
+        lambda images, _: images.keeping.gc(keep),
+        {"keep_seconds": keep},
+    )
+    if as_json:
+        _print_json(done)
+        return
+    print(
+        f"forgot {len(done['images'])} images, dropped {done['layers']} unpacked layers and"
+        f" {done['blobs']} blobs ({_size(done['blob_bytes'])})"
+    )
+    if done["deferred"]:
+        print(f"  {done['deferred']} blobs stay although there is too little room: few others hold")
+        print("  them (images.min_holders)")
+
+
+@app.command()
+def verify(state: Path = STATE, as_json: bool = JSON) -> None:
+    """Hash every blob again; what is bad is dropped and fetched anew when needed."""
+    done = _ask("POST", "/v1/images/verify", state, lambda images, _: images.keeping.verify())
+    if as_json:
+        _print_json(done)
+    else:
+        print(
+            f"{done['good']} blobs are good ({_size(done['bytes'])}), {len(done['bad'])} were bad"
+        )
+        for digest in done["bad"]:
+            print(f"  dropped {digest}")
+    if done["bad"]:
+        raise typer.Exit(1)
+
+
+def _ask(
+    method: str,
+    path: str,
+    state: Path | None,
+    directly: Any,
+    body: Any = None,
+    *,
+    query: dict[str, str] | None = None,
+) -> Any:
+    """By the API of the provider that runs here, else on the folder itself."""
+    from leasehold.cli.client import operator
+    from leasehold.cli.state import running
+    from leasehold.core.errors import LeaseholdError
+
+    try:
+        running(state)
+    except LeaseholdError as error:
+        if error.code != "not_up":
+            raise
+        return _alone(state, directly)
+    with operator(state) as api:
+        if method == "GET":
+            return api.get(path, **(query or {}))
+        return api.post(path, {} if body is None else body)
+
+
+def _alone(state: Path | None, directly: Any) -> Any:
+    import asyncio
+
+    import msgspec
+
+    from leasehold.app.settings import read
+    from leasehold.cli.state import state_folder
+    from leasehold.core.logs import configure
+    from leasehold.core.service import running as started
+    from leasehold.images import report
+    from leasehold.images.service import Images
+
+    configure("warning")
+
+    async def go() -> Any:
+        folder = state_folder(state)
+        images = Images(folder / "images", settings=read(folder).values.images)
+        async with started(images):
+            return msgspec.to_builtins(await directly(images, report))
+
+    return asyncio.run(go())
+
+
+async def _listing(images: Any, report: Any) -> Any:
+    return [report.listed(record) for record in images.keeping.list()]
+
+
+async def _now(value: Any) -> Any:
+    return value
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _print_json(value: Any) -> None:
+    from leasehold.cli.state import print_json
+
+    print_json(value)

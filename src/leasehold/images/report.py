@@ -1,0 +1,125 @@
+"""What commands and routes say about images: one shape, whoever asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from leasehold.images import oci
+from leasehold.images.download import read_all
+from leasehold.images.ports import ContentKind, Credentials
+from leasehold.images.records import Part, Record
+from leasehold.images.service import Image, Images
+from leasehold.model.digest import Digest
+
+
+class Came(msgspec.Struct):
+    """Bytes by where they came from."""
+
+    origin: int = 0
+    peers: int = 0
+    cache: int = 0
+
+    @classmethod
+    def of(cls, sources: dict[str, int]) -> Came:
+        peers = sum(n for source, n in sources.items() if source.startswith("peer:"))
+        return cls(sources.get("origin", 0), peers, sources.get("cache", 0))
+
+
+class Pulled(msgspec.Struct):
+    """The result of ``leasehold images pull``. ``seconds`` from the reference to ready layers."""
+
+    reference: str
+    digest: str
+    size: int
+    layers: int
+    seconds: float
+    bytes: Came
+    sources: dict[str, int]
+
+
+class Listed(msgspec.Struct):
+    """A line of ``leasehold images ls``. ``used`` is the last use, UTC seconds."""
+
+    reference: str
+    digest: str
+    size: int
+    used: float
+    pinned: bool
+    holds: list[str]
+
+
+class Explained(msgspec.Struct):
+    """Where each part of an image came from, and how long it took."""
+
+    reference: str
+    digest: str
+    size: int
+    seconds: float
+    at: float
+    bytes: Came
+    parts: list[Part]
+    layers: list[str]
+
+
+def listed(record: Record) -> Listed:
+    return Listed(
+        record.reference, record.digest, record.size, record.at, record.pinned, record.holds
+    )
+
+
+def explained(record: Record) -> Explained:
+    sources: dict[str, int] = {}
+    for part in record.parts:
+        for source, count in part.sources.items():
+            sources[source] = sources.get(source, 0) + count
+    return Explained(
+        record.reference,
+        record.digest,
+        record.size,
+        record.seconds,
+        record.at,
+        Came.of(sources),
+        record.parts,
+        record.layers,
+    )
+
+
+def pulled(image: Image) -> Pulled:
+    return Pulled(
+        image.reference,
+        str(image.digest),
+        image.bytes,
+        len(image.layers),
+        image.seconds,
+        Came.of(image.sources),
+        image.sources,
+    )
+
+
+async def pull(images: Images, reference: str, username: str = "", password: str = "") -> Pulled:
+    """Make an image ready and say what that took."""
+    credentials = Credentials(username, password) if username else None
+    return pulled(await images.ensure(reference, credentials=credentials))
+
+
+async def inspect(images: Images, name: str) -> dict[str, Any]:
+    """The manifest and config of an image that is here."""
+    record = images.keeping.find(name)
+    out: dict[str, Any] = {"reference": record.reference, "digest": record.digest}
+    for key, digest, kind in (
+        ("manifest", record.digest, ContentKind.MANIFEST),
+        ("config", record.config, ContentKind.CONFIG),
+    ):
+        reader = await images.store.open(Digest.parse(digest))
+        if reader is None:
+            out[key] = None  # evicted; the unpacked layers do not need it
+            continue
+        try:
+            content = await read_all(reader, images.settings.manifest_bytes)
+        finally:
+            await reader.close()
+        checked = oci.parse_config if kind is ContentKind.CONFIG else msgspec.json.decode
+        out[key] = checked(content or b"{}")
+    return out

@@ -1,0 +1,59 @@
+"""The commands, on a folder of their own (no provider running)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from leasehold.images import build
+
+
+async def leasehold(*args: str, expect: int = 0) -> Any:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "leasehold",
+        "images",
+        *args,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == expect, (out, err)
+    return json.loads(out) if "--json" in args else out.decode() + err.decode()
+
+
+async def test_pull_explain_verify_and_collect(registry: Any, tmp_path: Path) -> None:
+    built = build.busybox({"x": b"1" * 100_000})
+    name = await build.push(built, registry.host, "cli/bb", "1")
+    state = ("--state", str(tmp_path))
+    assert await leasehold("ls", *state, "--json") == []
+    pulled = await leasehold("pull", name, *state, "--json")
+    whole = built.size + len(built.manifest)
+    assert pulled["bytes"] == {"origin": whole, "peers": 0, "cache": 0}
+    again = await leasehold("pull", name, *state, "--json")
+    assert again["bytes"]["origin"] == 0 and again["bytes"]["cache"] > 0
+    explained = await leasehold("explain", name, *state, "--json")
+    assert [p["kind"] for p in explained["parts"]].count("layer") == 2
+    assert explained["bytes"]["origin"] == whole, "the story of how it came here stays"
+    assert "from" not in await leasehold("explain", built.digest[7:19], *state)
+    shown = await leasehold("inspect", name, *state)
+    assert json.loads(shown)["config"]["config"]["Cmd"] == ["/bin/sh"]
+    assert (await leasehold("verify", *state, "--json"))["good"] == 4
+    blob = tmp_path / "images/store/blobs/sha256"
+    bad = blob / built.layers[1].digest.hex[:2] / built.layers[1].digest.hex
+    bad.chmod(0o644)
+    bad.write_bytes(b"rotten")
+    result = await leasehold("verify", *state, "--json", expect=1)
+    assert result["bad"] == [built.layers[1].digest]
+    await leasehold("pin", name, *state)
+    kept = await leasehold("gc", "--keep", "0", *state, "--json")
+    assert kept["images"] == [] and kept["layers"] == 0
+    await leasehold("pin", "--off", name, *state)
+    gone = await leasehold("gc", "--keep", "0", *state, "--json")
+    assert gone["images"] == [name] and gone["layers"] == 2
+    missing = await leasehold("explain", "nothing", *state, expect=4)
+    assert "image_not_found" in missing
