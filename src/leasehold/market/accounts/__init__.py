@@ -2,6 +2,7 @@
 
 ``bech32``  the text form of an address
 ``keys``    secp256k1 and ed25519 keys, signatures, key files
+``certificates``  self-signed client certificates for mTLS
 ``tokens``  the JWT by which a tenant proves its account to a provider
 """
 

@@ -9,6 +9,7 @@
 ``blocks``         making a block and replaying one
 ``hashing``        CometBFT's hashes of headers, parts, commits
 ``history``        blocks on the log, found by height
+``export``         the state as lines of JSON, the history, and replaying it
 ``snapshot``       the state beside the log, for a quick start
 ``index``          transaction hash to height
 ``service``        the running ledger: verify, execute, append, answer

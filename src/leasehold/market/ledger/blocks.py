@@ -18,7 +18,7 @@ from leasehold.market.ledger import hashing
 from leasehold.market.ledger.chain import Block, ChainEvent, Genesis, Sealed, TxResult
 from leasehold.market.ledger.machine import INSUFFICIENT_FUNDS, Machine
 from leasehold.market.ledger.messages import Received, receive
-from leasehold.market.ledger.state import Account
+from leasehold.market.ledger.state import Account, load_objects
 
 _json = msgspec.json.Encoder()
 
@@ -29,6 +29,10 @@ class Chain:
     def __init__(self, genesis: Genesis, sign: Callable[[bytes], bytes] | None = None) -> None:
         self.genesis = genesis
         self.machine = Machine(genesis)
+        if genesis.state:
+            load_objects(self.machine.state, genesis.state)
+            self.machine.begin(genesis.initial_height - 1, genesis.time)
+            self.machine.watch_all()
         self._sign = sign
         app_hash = self.machine.state.seal(b"")
         height = genesis.initial_height - 1

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
+from msgspec.structs import replace
+
 from leasehold.core.errors import Kind, LeaseholdError, not_found
 from leasehold.events.event import Entity, NewEvent, WillBlock
 from leasehold.events.log import Log
 from leasehold.market.ledger.chain import (
     ENTITY_KIND,
+    PART_BYTES,
     Block,
     BlockPart,
     Genesis,
@@ -33,20 +36,32 @@ class History:
 
     async def genesis(self) -> Genesis | None:
         """How this ledger began, None when it did not yet."""
+        genesis: Genesis | None = None
+        pieces: list[bytes] = []
         async for event in self.log.read(self.entity):
-            if not isinstance(event, WillBlock):
-                genesis = event.payload
-                assert isinstance(genesis, Genesis)
-                self._tail = event.id
+            if isinstance(event, WillBlock):
+                continue
+            payload = event.payload
+            if genesis is None:
+                assert isinstance(payload, Genesis)
+                genesis = payload
                 self.first = genesis.initial_height
-                return genesis
-        return None
+            elif isinstance(payload, BlockPart) and payload.height < self.first:
+                pieces.append(payload.data)
+            else:
+                break
+            self._tail = event.id
+        return genesis and replace(genesis, state=b"".join(pieces))
 
     async def found(self, genesis: Genesis) -> None:
-        """Write the first event."""
-        event = NewEvent.of(genesis, id=event_id(genesis.initial_height - 1))
-        await self.log.append(self.entity, None, [event])
-        self._tail = event.id
+        """Write the first event; a state to begin with follows in parts."""
+        height, state = genesis.initial_height - 1, genesis.state
+        events = [NewEvent.of(replace(genesis, state=b""), id=event_id(height))]
+        for part, at in enumerate(range(0, len(state), PART_BYTES), 1):
+            piece = BlockPart(height=height, part=part, data=state[at : at + PART_BYTES])
+            events.append(NewEvent.of(piece, id=event_id(height, part)))
+        await self.log.append(self.entity, None, events)
+        self._tail = events[-1].id
         self.first = genesis.initial_height
 
     async def blocks(self, after: int) -> AsyncIterator[Block]:

@@ -8,9 +8,11 @@ JSON, ``codespace`` is ``leasehold``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,6 +22,7 @@ from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.market.ledger import comet
 from leasehold.market.ledger.chain import Block
+from leasehold.market.ledger.export import export, history_lines
 from leasehold.market.ledger.query import parse
 from leasehold.market.ledger.search import search_blocks, search_txs
 from leasehold.market.ledger.service import LedgerService
@@ -129,6 +132,9 @@ class Rpc:
 
     async def _get(self, scope: JSON, send: Any) -> None:
         method = scope["path"].strip("/")
+        if method in ("export", "history"):
+            await self._stream(method, send)
+            return
         if method == "":
             endpoints = "\n".join(sorted(self.methods)) + "\n"
             await _respond(send, 200, endpoints.encode(), content=b"text/plain")
@@ -144,6 +150,20 @@ class Rpc:
         params = {key: _uri_value(key, value) for key, value in pairs}
         answer = await self.call(Request(method, params, -1))
         await _respond(send, 500 if "error" in answer else 200, _encode(answer))
+
+    async def _stream(self, what: str, send: Any) -> None:
+        """The whole ledger as lines of JSON (see ``export``), never in memory at once."""
+        ledger = self.ledger
+        await ledger.settled()
+        headers = [(b"content-type", b"application/jsonl")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if what == "export":
+            lines = _pieces(export(ledger.chain))
+        else:
+            lines = history_lines(ledger.history, ledger.genesis)
+        async for line in lines:
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _websocket(self, scope: JSON, receive: Any, send: Any) -> None:
         await receive()
@@ -386,6 +406,13 @@ class Rpc:
             answer.update(code=error.kind.http, log=_log(error), codespace=CODESPACE)
         answer["height"] = str(self.ledger.chain.height)
         return {"response": answer}
+
+
+async def _pieces(lines: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Some hundred lines at a time, letting others run in between."""
+    while piece := b"".join(itertools.islice(lines, 500)):
+        yield piece
+        await asyncio.sleep(0)
 
 
 def _uri_value(key: str, value: str) -> Any:

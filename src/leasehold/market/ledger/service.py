@@ -33,6 +33,7 @@ from leasehold.market.accounts import Key
 from leasehold.market.ledger import views
 from leasehold.market.ledger.blocks import Chain
 from leasehold.market.ledger.chain import Block, Genesis, GenesisAccount, Param, TxResult
+from leasehold.market.ledger.export import genesis_of
 from leasehold.market.ledger.history import History
 from leasehold.market.ledger.index import TxIndex
 from leasehold.market.ledger.messages import Received, receive, verified
@@ -177,7 +178,8 @@ class LedgerService(Service):
         validator = self._validator()
         genesis = await self.history.genesis()
         if genesis is None:
-            genesis = self._genesis or self.default_genesis(self.settings, self.clock.now())
+            genesis = self._imported() or self._genesis
+            genesis = genesis or self.default_genesis(self.settings, self.clock.now())
             genesis = _with_validator(genesis, validator)
             Chain(genesis)  # refuse a bad genesis before it is written
             await self.history.found(genesis)
@@ -202,6 +204,15 @@ class LedgerService(Service):
                 await asyncio.sleep(0)
         self.chain.machine.watch_all()
         await self.history.replayed()
+
+    def _imported(self) -> Genesis | None:
+        """An exported ledger in the folder: this one continues it."""
+        file = Path(self.settings.folder, IMPORT) if self.settings.folder else None
+        if file is None or not file.exists():
+            return None
+        genesis = genesis_of(file.read_bytes())
+        log.info("ledger.imported", file=str(file), height=genesis.initial_height - 1)
+        return genesis
 
     def _validator(self) -> Key:
         """The key that signs blocks. Without a folder it follows from the chain id: it then
@@ -410,6 +421,9 @@ class LedgerService(Service):
         """Wait until no block is on its way to the disk."""
         await self._durable.wait()
 
+
+IMPORT = "import.jsonl"
+"""An export in the folder of the settings, taken over when there is no ledger yet."""
 
 MAX_DATA = 512 * 1024
 """Bytes of transactions after which a block is closed."""

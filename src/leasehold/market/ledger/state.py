@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.market.accounts import PublicKey
 from leasehold.market.ledger import money
 from leasehold.model.resources import Attribute, GroupSpec
@@ -304,6 +305,29 @@ class State:
                 digest.update(name.encode())
                 digest.update(_msgpack.encode(rows[key]))
         return digest.hexdigest()
+
+
+def load_objects(state: State, lines: bytes) -> int:
+    """Put exported objects (``[table, object]`` a line) into a state; answers how many."""
+    count = 0
+    for line in lines.splitlines():
+        try:
+            name, raw = _line.decode(line)
+            obj = _objects[name].decode(raw)
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise LeaseholdError(
+                "bad_export",
+                f"this is not a whole ledger: object {count + 1}: {error}",
+                kind=Kind.MALFORMED,
+            ) from None
+        state.tables[name][obj.id] = obj
+        count += 1
+    state.reindex()
+    return count
+
+
+_line = msgspec.json.Decoder(tuple[str, msgspec.Raw])
+_objects: dict[str, Any] = {name: msgspec.json.Decoder(cls) for name, cls in TABLES.items()}
 
 
 def spec_of(group: Group) -> GroupSpec:

@@ -39,6 +39,8 @@ def ask(machine: Machine, path: str, data: bytes, now: int) -> Any:
     table, _, verb = path.strip("/").partition("/")
     if table == "escrow" and verb == "get":
         return escrow(machine, _text(data), now)
+    if table == "counts" and verb == "get":
+        return counts(machine)
     if table == "offer" and verb == "get":
         return offer(machine, _text(data))
     if table not in TABLES or verb not in ("get", "list"):
@@ -183,6 +185,16 @@ def escrow(machine: Machine, id: str, now: int) -> dict[str, Any]:
         "tick": tick,
         "ticks_left": left,
         "period_s": machine.period / 1e9,
+    }
+
+
+def counts(machine: Machine) -> dict[str, Any]:
+    """How much of everything there is, and of every denomination."""
+    return {
+        "supply": {denom: money.text(s.units) for denom, s in machine.state.supply.items()},
+        "counts": {
+            name: len(rows) for name, rows in machine.state.tables.items() if name != "supply"
+        },
     }
 
 

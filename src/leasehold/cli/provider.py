@@ -1,0 +1,130 @@
+"""``leasehold provider``: who serves leases on the market."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leasehold.cli.market import AS, JSON, LEDGER, STATE
+
+if TYPE_CHECKING:
+    from leasehold.cli.market import Names
+    from leasehold.market.client import LedgerClient
+
+app = typer.Typer(help="Providers and what auditors say of them.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_providers(ledger: str = LEDGER, state: Path = STATE, as_json: bool = JSON) -> None:
+    """List providers."""
+    from leasehold.cli.market import listed
+
+    def row(names: Names, item: dict[str, Any]) -> list[Any]:
+        attributes = ", ".join(f"{a['key']}={a['value']}" for a in item["attributes"])
+        return [names.address(item["id"]), item["host_uri"], attributes or "-"]
+
+    columns = ["PROVIDER", "URL", "ATTRIBUTES"]
+    listed("providers", {}, columns, row, ledger=ledger, state=state, as_json=as_json)
+
+
+@app.command()
+def show(
+    address: str = typer.Argument(None, help="Default: the provider of this machine."),
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Show a provider's record, balance, live leases and audits."""
+    from leasehold.cli.market import Names, ask, expand, table
+    from leasehold.cli.state import print_json, running
+
+    wanted = expand(address) if address else running(state).provider
+
+    async def work(client: LedgerClient) -> dict[str, Any]:
+        found = await client.get("providers", wanted)
+        found["balance"] = await client.balance(wanted)
+        found["leases"] = [i async for i in client.list("leases", provider=wanted, state="live")]
+        found["audits"] = [i async for i in client.list("audits", provider=wanted)]
+        return found
+
+    found = ask(work, ledger=ledger, state=state)
+    if as_json:
+        print_json(found)
+        return
+    names = Names()
+    print(f"provider {found['id']}\n  url {found['host_uri']}")
+    for attribute in found["attributes"]:
+        print(f"  {attribute['key']} = {attribute['value']}")
+    for denom, amount in found["balance"].items():
+        print(f"  balance {amount} {denom}")
+    for audit in found["audits"]:
+        signed = ", ".join(a["key"] for a in audit["attributes"])
+        print(f"  {names.address(audit['id'].rpartition('/')[2])} vouches for {signed}")
+    rows = [
+        [names.id(lease["id"].rpartition("/")[0]), lease["state"], lease["price"], lease["denom"]]
+        for lease in found["leases"]
+    ]
+    print()
+    table(["LEASE", "STATE", "PRICE", ""], rows, empty="no live leases")
+
+
+@app.command("set")
+def set_record(
+    url: str = typer.Argument(help="Where tenants reach the provider: https://host:port."),
+    attribute: list[str] = typer.Option([], "--attribute", "-a", help="KEY=VALUE, repeated."),
+    account: str = typer.Option(None, "--as", help="Default: the provider of this machine."),
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Register as a provider, or change the record."""
+    from leasehold.cli.market import ask, done, provider_key
+
+    key, attributes = provider_key(account, state), _pairs(attribute)
+
+    async def work(client: LedgerClient) -> None:
+        await client.set_provider(url, attributes)
+
+    ask(work, ledger=ledger, state=state, key=key)
+    done(as_json, f"provider {key.address}", provider=key.address, attributes=attributes)
+
+
+@app.command()
+def audit(
+    provider: str = typer.Argument(help="The provider to vouch for."),
+    attribute: list[str] = typer.Option([], "--attribute", "-a", help="KEY=VALUE, repeated."),
+    revoke: bool = typer.Option(False, help="Take everything signed back."),
+    account: str = AS,
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Sign a provider's attributes as an auditor, or take that back."""
+    from leasehold.cli.market import ask, done, expand, tenant_key
+
+    key, address, attributes = tenant_key(account), expand(provider), _pairs(attribute)
+
+    async def work(client: LedgerClient) -> Any:
+        if revoke:
+            return await client.delete_audit(address)
+        return await client.sign_attributes(address, attributes)
+
+    landed = ask(work, ledger=ledger, state=state, key=key)
+    verb = "revoked" if revoke else "signed"
+    done(as_json, f"{verb}: {address}", provider=address, height=landed.height, verb=verb)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    from leasehold.core.errors import Kind, LeaseholdError
+
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise LeaseholdError(
+                "bad_attribute", f"{text!r} is not KEY=VALUE", kind=Kind.MALFORMED, got=text
+            )
+        pairs[key] = value
+    return pairs
