@@ -251,15 +251,23 @@ class Acceptance:
             "unchanged": sorted(n for n in new.keys() & old.keys() if new[n] == old[n]),
         }
 
+    async def lacking(self, id: LeaseId) -> Kept | None:
+        """The deployment's newest manifest if the lease does not have it."""
+        deployment = await self.deployments.state(str(id.deployment))
+        kept = deployment.newest
+        if kept is None or deployment.closed:
+            return None
+        lease = await self.leases.state(str(id))
+        return None if lease.closed or lease.received == kept.hash else kept
+
     async def serve(self, manager: Manager, id: LeaseId) -> bool:
         """Hand the newest kept manifest to a lease that lacks it; False when there is none.
 
         Called for a lease that is won later than its deployment's manifest was accepted, and when
         reconciling finds a lease that was not served.
         """
-        state = await self.deployments.state(str(id.deployment))
-        kept = state.newest
-        if kept is None or state.closed:
+        kept = await self.lacking(id)
+        if kept is None:
             return False
         begun = manager.serial
         data = await manager.data()

@@ -338,8 +338,8 @@ class ManifestService(Service):
     # What the log and the market say
 
     async def _serve_lease(self, id: LeaseId) -> bool:
-        if self.state is not State.RUNNING:
-            return False  # reconciling at the next start does it
+        if self.state is not State.RUNNING or await self.acceptance.lacking(id) is None:
+            return False  # when not running, reconciling at the next start does it
         return await self.acceptance.serve(self.managers.ensure(id.deployment), id)
 
     async def _lease_closed(self, id: LeaseId) -> None:
