@@ -354,9 +354,9 @@ class Registry:
 
 def dial_target(address: str, ip: str) -> str:
     """Where to dial: the advertised address, with the peer's own IP where it names no host."""
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        host, port = "", address
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return address or ip
     if host.strip("[]") in ("", "0.0.0.0", "::") and ip:
         host = f"[{ip}]" if ":" in ip else ip
-    return f"{host}:{port}" if host else address
+    return f"{host}:{port}"
