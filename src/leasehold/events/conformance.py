@@ -364,6 +364,20 @@ async def odd_names_and_bytes_survive(log: Log) -> None:
 
 
 @case
+async def what_cannot_be_stored_harms_only_its_caller(log: Log) -> None:
+    odd = Checkpoint("act", None, b"s", 1 << 80)
+    results = await asyncio.gather(
+        log.append(A, None, [new("1")]),
+        log.append(B, ANY, [], checkpoint=odd),
+        log.append(A, "1", [new("2")]),
+        return_exceptions=True,
+    )
+    assert not isinstance(results[0], BaseException)
+    assert not isinstance(results[2], BaseException)
+    assert [e.id for e in await history(log, A)] == ["1", "2"]
+
+
+@case
 async def a_cancelled_caller_harms_nobody(log: Log) -> None:
     tasks = [asyncio.ensure_future(log.append(A, ANY, [new(str(i))])) for i in range(40)]
     await asyncio.sleep(0)

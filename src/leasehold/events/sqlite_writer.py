@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leasehold.core.errors import LeaseholdError, unavailable
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.events.event import Checkpoint, Entity, Event, NewEvent, Timer
 from leasehold.events.log import ANY, VersionConflict
 
@@ -77,11 +77,17 @@ class Writer:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
-            refusal = unavailable("log_write_failed", f"the event log cannot be written: {error}")
-            for request in batch:
-                request.error, request.result, request.fresh = refusal, [], []
+        except Exception as error:
             self._reload()
+            for request in batch:
+                request.error, request.result, request.fresh = None, [], []
+            if len(batch) > 1 and not isinstance(error, sqlite3.OperationalError):
+                # One of them cannot be stored; the others shall not suffer for it.
+                for request in batch:
+                    self.commit([request], at)
+                return
+            for request in batch:
+                request.error = _refusal(error)
 
     def _write(self, batch: Sequence[Request], at: float) -> None:
         self._load_heads({request.entity for request in batch})
@@ -205,6 +211,14 @@ class Writer:
             if count:
                 self.db.execute("UPDATE entities SET trimmed = ? WHERE eid = ?", (parent, eid))
             return count
+
+
+def _refusal(error: Exception) -> LeaseholdError:
+    if isinstance(error, sqlite3.Error):
+        return unavailable("log_write_failed", f"the event log cannot be written: {error}")
+    return LeaseholdError(
+        "append_unstorable", f"the event log cannot store this append: {error}", kind=Kind.INVALID
+    )
 
 
 def _timer(eid: int, timer: Timer) -> Statement:

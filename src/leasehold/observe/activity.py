@@ -2,8 +2,9 @@
 
 An activity belongs to one entity. Its first run folds the whole history without side effects
 (:meth:`Activity.fold`) and then acts once on the final state (:meth:`Activity.settle`); after that
-it handles what is new. It never holds state that the log does not: after a crash it is folded, or
-restored from its checkpoint, and settles again. So every effect looks before it acts.
+it handles what is new. It never holds state that the log does not: after a crash, an error or a
+long sleep it is folded again, or restored from its checkpoint, and settles again. So every effect
+looks before it acts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -42,13 +43,20 @@ class Slot(ABC):
 
 
 class Context:
-    """What an activity may use: its entity, the log, the clock, and its own slot."""
+    """What an activity may use: its entity, the log, the clock, and its own slot.
 
-    def __init__(self, entity: Entity, activity: str, log: Log, clock: Clock) -> None:
+    ``option`` is what it was begun with, ``failures`` how many runs in a row have failed.
+    """
+
+    def __init__(
+        self, entity: Entity, activity: str, log: Log, clock: Clock, option: Any = None
+    ) -> None:
         self.entity = entity
         self.activity = activity
         self.log = log
         self.clock = clock
+        self.option = option
+        self.failures = 0
         self.slot: Slot | None = None
         self.armed: set[str] = set()
 
@@ -101,6 +109,8 @@ class Activity(ABC):
     entity_kind: ClassVar[str]
     limit: ClassVar[str] = "general"
     """Which limit of the engine its runs count against."""
+    eager: ClassVar[bool] = False
+    """Whether it runs once after every start, even when nothing is new."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -127,7 +137,7 @@ class Activity(ABC):
         return await self.settle()
 
     def save(self) -> bytes | None:
-        """The folded state for a checkpoint; None: fold the whole history after a restart."""
+        """The folded state for a checkpoint; None: fold the whole history when rebuilt."""
         return None
 
     def restore(self, state: bytes) -> None:

@@ -1,18 +1,24 @@
 """The engine: wakes activities when their entities have news.
 
-One signal subscription feeds a table of (activity, entity) tasks. A task is asleep, ready, running
-or waiting to retry; news that arrive during a run make it ready again afterwards, so an entity is
-never run twice at once and no wake-up is lost. Each limit has its own queue and its own slots, and
-a run gives its slot back while it waits outside, so that waiting can never starve working.
+One signal subscription feeds a table of tasks. A task is sleeping, ready, running, or waiting to
+try again; news that arrive during a run make it ready again afterwards, so an entity is never run
+twice at once and no wake-up is lost. Signals are only hints: every so often the engine asks the
+log what changed and wakes what was missed. Each limit has its own queue and slots (see ``lanes``)
+and a run gives its slot back while it waits outside, so that waiting can never starve working.
+
+A failing run is thrown away, with the activity it was: the next try folds or restores, and
+settles, as after a crash. Tries are spaced by back-off with full jitter; news interrupt the wait.
+What cannot succeed until something changes (an event that cannot be read) is *parked*. Errors are
+stored beside the activity's checkpoint, for operators and for the next process.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 
@@ -31,307 +37,417 @@ from leasehold.events.event import (
     Timer,
     WillBlock,
 )
-from leasehold.events.log import ANY, Log
-from leasehold.observe.activity import Activity, ActivityFactory, Context, Outcome, Reconciler, Slot
+from leasehold.events.log import ANY, Log, Trimmed
+from leasehold.model.events import Undecodable
+from leasehold.observe.activity import Activity, ActivityFactory, Context, Outcome, Reconciler
+from leasehold.observe.lanes import Lane, LaneSlot
+from leasehold.observe.settings import ObserveSettings
+from leasehold.observe.tasks import (
+    PARKED,
+    PAUSED,
+    READY,
+    RETRYING,
+    RUNNING,
+    SLEEPING,
+    Registration,
+    Sleeper,
+    StoredError,
+    Task,
+    task_key,
+)
+
+__all__ = ["Engine", "ObserveSettings"]
 
 log = get_logger(__name__)
 
+DONE_MARK, SAVED_MARK = b"D", b"S"
+"""First byte of a checkpoint's state: finished with the entity, or the saved state follows."""
+
+ERRORS = "errors/"
+PAUSES = "paused/"
+"""Prefixes of checkpoint names under which errors and pauses of an activity are kept."""
+
+SHOWN = 120
+"""Characters of an error that are shown; the full text is kept."""
+
+FULL = 10_000
+"""Characters of the full text."""
+
+TIMER_PAGE = 1000
+TIMER_PAUSE = 0.02
+"""Seconds between two looks at the timers under load."""
+
+RESUBSCRIBE = Backoff(first=0.2, cap=15.0)
+"""Waits after the signal stream broke; the cap is nog's fixed wait."""
+
 RUNS = metrics.counter(
-    "leasehold_observe_runs_total", "runs of activities", ["activity", "outcome"]
+    "leasehold_observe_runs_total", "Runs of activities", ["activity", "outcome"]
 )
-ASLEEP = metrics.gauge("leasehold_observe_tasks", "known activities", ["activity"])
-READY = metrics.gauge("leasehold_observe_ready", "activities waiting for a slot", ["limit"])
-
-
-class ObserveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many activities run at once."""
-
-    general: Annotated[int, msgspec.Meta(description="runs at once of most activities", ge=1)] = 20
-    repo: Annotated[int, msgspec.Meta(description="runs at once of repo activities", ge=1)] = 10
-    retry_cap_s: Annotated[
-        float, msgspec.Meta(description="longest wait between retries, seconds", gt=0)
-    ] = 60.0
-    drain_s: Annotated[
-        float, msgspec.Meta(description="how long runs may finish at shutdown, seconds", ge=0)
-    ] = 5.0
-
-
-@dataclass(slots=True)
-class Task:
-    """One activity on one entity."""
-
-    registration: Registration
-    entity: Entity
-    tail: str | None = None
-    saved: bytes | None = None
-    activity: Activity | None = None
-    state: str = "asleep"
-    dirty: bool = False
-    timers: list[DueTimer] = field(default_factory=list)
-    failures: int = 0
-    error: str = ""
-    retry: asyncio.TimerHandle | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    name: str
-    entity_kind: str
-    limit: str
-    factory: ActivityFactory
-    batch: bool
-
-
-class _Lane:
-    """The slots of one limit and the queue before them."""
-
-    def __init__(self, name: str, slots: int) -> None:
-        self.name = name
-        self.free = slots
-        self.queue: deque[Task] = deque()
-        self.returning: deque[asyncio.Future[None]] = deque()
-
-
-class _LaneSlot(Slot):
-    def __init__(self, engine: Engine, lane: _Lane) -> None:
-        self._engine = engine
-        self._lane = lane
-
-    def release(self) -> None:
-        self._lane.free += 1
-        self._engine._dispatch(self._lane)
-
-    async def acquire(self) -> None:
-        if self._lane.free > 0:
-            self._lane.free -= 1
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lane.returning.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.release()
-            # The caller's own release of a slot it holds is still to come.
-            self._lane.free -= 1
-            raise
+KNOWN = metrics.gauge("leasehold_observe_tasks", "Known activities", ["activity"])
+RETRIES = metrics.counter("leasehold_observe_retries_total", "Runs tried again", ["activity"])
+WAKE_TO_RUN = metrics.histogram(
+    "leasehold_observe_wake_to_run_seconds", "From a wake-up to the start of the run", ["limit"]
+)
+RUN_SECONDS = metrics.histogram(
+    "leasehold_observe_run_seconds", "Time of a run, waits included", ["activity"]
+)
+MISSED = metrics.counter(
+    "leasehold_observe_missed_signals_total", "Wake-ups that only the resync found"
+)
 
 
 class Engine(Service):
-    """Register activities, then start it. ``settings`` default to 20 general and 10 repo slots."""
+    """Register activities, then start it.
+
+    ``rng`` is for reproducible runs; ``owns`` says which entities this instance answers for, where
+    several share a log (default: all).
+    """
 
     def __init__(
-        self, log: Log, clock: Clock | None = None, settings: ObserveSettings | None = None
+        self,
+        log: Log,
+        clock: Clock | None = None,
+        settings: ObserveSettings | None = None,
+        *,
+        rng: random.Random | None = None,
+        owns: Callable[[Entity], bool] | None = None,
     ) -> None:
         super().__init__("observe", clock=clock)
         self.log = log
         self.settings = settings or ObserveSettings()
-        self.backoff = Backoff(first=0.05, cap=self.settings.retry_cap_s)
-        self._registrations: dict[str, list[Registration]] = {}
-        self._tasks_by_entity: dict[Entity, list[Task]] = {}
-        self._finished: dict[tuple[str, Entity], str | None] = {}
-        self._lanes = {
-            "general": _Lane("general", self.settings.general),
-            "repo": _Lane("repo", self.settings.repo),
+        self.stop_deadline = self.settings.drain_s + 5.0
+        self.owns = owns
+        self.backoff = Backoff(
+            first=self.settings.retry_first_s,
+            cap=self.settings.retry_cap_s,
+            rng=rng or random.Random(),
+        )
+        self.lanes = {
+            "general": Lane("general", self.settings.general, self._start_run),
+            "repo": Lane("repo", self.settings.repo, self._start_run),
         }
+        self.registrations: dict[str, Registration] = {}
+        self._by_kind: dict[str, list[Registration]] = {}
+        self._resident: OrderedDict[Task, Activity] = OrderedDict()
+        self._running: set[asyncio.Task[None]] = set()
         self._timers_changed = asyncio.Event()
+        self._fired: dict[tuple[Entity, str], float] = {}
+        self._seen = 0
+
+    # -- registering ---------------------------------------------------------------------------
 
     def register(
         self,
         factory: type[Activity] | ActivityFactory,
         *,
         kind: type[Activity] | None = None,
+        every: bool = True,
     ) -> None:
         """Run ``factory(context)`` for every entity of the activity's kind.
 
-        ``factory`` is an activity class, or a callable together with the class in ``kind``.
+        ``factory`` is an activity class, or a callable together with the class in ``kind``. With
+        ``every=False`` only what :meth:`begin` is called for runs.
         """
         cls = kind or factory
         assert isinstance(cls, type)
         assert issubclass(cls, Activity)
-        self._registrations.setdefault(cls.entity_kind, []).append(
-            Registration(
-                cls.name,
-                cls.entity_kind,
-                cls.limit if cls.limit in self._lanes else "general",
-                factory,
-                issubclass(cls, Reconciler),
-            )
+        if cls.name in self.registrations:
+            raise ValueError(f"activity {cls.name!r} is registered already")
+        registration = Registration(
+            cls.name,
+            cls.entity_kind,
+            cls.limit if cls.limit in self.lanes else "general",
+            factory,
+            issubclass(cls, Reconciler),
+            every,
+            cls.eager,
         )
+        self.registrations[cls.name] = registration
+        self._by_kind.setdefault(cls.entity_kind, []).append(registration)
+
+    def begin(self, name: str, id: str, *, key: str = "", option: Any = None) -> None:
+        """Start the activity ``name`` on the entity ``id``; one that exists is left alone.
+
+        ``key`` tells several activities of one name on one entity apart. Whoever begins
+        activities begins them again after a restart: only those without a key are kept.
+        """
+        registration = self.registrations[name]
+        wanted = task_key(id, key)
+        if wanted in registration.active or wanted in registration.asleep:
+            return
+        if key == "" and wanted in registration.done:
+            return
+        task = self._activate(registration, wanted)
+        task.option = option
+        self._wake(task)
+
+    def finished(self, name: str, id: str, *, key: str = "") -> asyncio.Event:
+        """Set when that activity has finished; at once when there is none."""
+        registration = self.registrations[name]
+        wanted = task_key(id, key)
+        if wanted not in registration.active and wanted not in registration.asleep:
+            over = asyncio.Event()
+            over.set()
+            return over
+        task = self._activate(registration, wanted)
+        if task.done is None:
+            task.done = asyncio.Event()
+        return task.done
+
+    # -- lifecycle -----------------------------------------------------------------------------
 
     async def start(self) -> None:
         stream = self.log.signals()
         first = await anext(stream)
         assert isinstance(first, Subscribed)
-        for kind, registrations in self._registrations.items():
-            heads = dict(await self.log.entities(kind))
-            for registration in registrations:
-                saved = await self.log.checkpoints(registration.name)
-                for entity, head in heads.items():
-                    checkpoint = saved.get(entity)
-                    if checkpoint is not None and checkpoint.state == b"done":
-                        self._finished[registration.name, entity] = checkpoint.tail
-                        if checkpoint.tail == head.id:
-                            continue
-                        checkpoint = None
-                    task = self._add(registration, entity)
-                    if checkpoint is not None and checkpoint.state is not None:
-                        task.tail, task.saved = checkpoint.tail, checkpoint.state
-                        if task.tail == head.id:
-                            continue
-                    self._wake(task)
+        self._seen = first.seq
+        for registration in self.registrations.values():
+            await self._load(registration)
         self.spawn(self._follow(stream), name="signals")
+        self.spawn(self._resync(), name="resync")
         self.spawn(self._fire_timers(), name="timers")
 
+    async def _load(self, registration: Registration) -> None:
+        """Put every known activity to sleep where it was, and wake those with news."""
+        saved = await self.log.checkpoints(registration.name)
+        for entity, checkpoint in saved.items():
+            state = checkpoint.state or b""
+            if state[:1] == DONE_MARK:
+                registration.done[entity.id] = checkpoint.tail
+            else:
+                registration.asleep[entity.id] = Sleeper(checkpoint.tail, state[1:])
+        for entity in await self.log.checkpoints(PAUSES + registration.name):
+            self._pause(self._activate(registration, entity.id))
+        if registration.every or registration.asleep:
+            for entity, head in await self.log.entities(registration.entity_kind):
+                if registration.every or entity.id in registration.asleep:
+                    self._news(registration, entity, head.id)
+        if registration.eager:
+            for id in list(registration.asleep):
+                self._wake(self._activate(registration, id))
+        for entity, checkpoint in (await self.log.checkpoints(ERRORS + registration.name)).items():
+            task = self._activate(registration, entity.id)
+            task.error = msgspec.json.decode(checkpoint.state or b"", type=StoredError)
+            self._wake(task)
+        self._count(registration)
+
     async def stop(self) -> None:
-        for tasks in self._tasks_by_entity.values():
-            for task in tasks:
-                if task.retry:
+        for lane in self.lanes.values():
+            lane.closed = True
+        for registration in self.registrations.values():
+            for task in registration.active.values():
+                if task.retry is not None:
                     task.retry.cancel()
-        running = [t for t in self._spawned if t.get_name().startswith("observe:run")]
-        if running:
-            await asyncio.wait(running, timeout=self.settings.drain_s)
+        if self._running:
+            await asyncio.wait(self._running, timeout=self.settings.drain_s)
+
+    # -- news ----------------------------------------------------------------------------------
 
     async def _follow(self, stream: AsyncIterator[Signal | Subscribed]) -> None:
-        async for signal in stream:
-            if isinstance(signal, Subscribed):
-                continue
-            entity, head, _ = signal
-            self._timers_changed.set()
-            for registration in self._registrations.get(entity.kind, ()):
-                self._news(registration, entity, head)
+        failures = 0
+        while True:
+            try:
+                async for signal in stream:
+                    failures = 0
+                    if isinstance(signal, Signal):
+                        self._signal(signal)
+            except LeaseholdError as error:
+                log.warning("observe.signals_lost", error=str(error))
+            failures += 1
+            await self.clock.sleep(RESUBSCRIBE.delay(failures))
+            stream = self.log.signals(self._seen)
 
-    def _news(self, registration: Registration, entity: Entity, head: str) -> None:
-        for task in self._tasks_by_entity.get(entity, ()):
-            if task.registration is registration:
-                if task.tail != head:
+    def _signal(self, signal: Signal) -> None:
+        self._timers_changed.set()
+        if signal.head:
+            for registration in self._by_kind.get(signal.entity.kind, ()):
+                self._news(registration, signal.entity, signal.head)
+
+    async def _resync(self) -> None:
+        """Wake what a lost signal should have woken; costs what changed since the last look."""
+        while True:
+            await self.clock.sleep(self.settings.resync_s)
+            try:
+                newest = await self.log.last_seq()
+                if newest == self._seen:
+                    continue
+                for signal in await self.log.changed(self._seen):
+                    for registration in self._by_kind.get(signal.entity.kind, ()):
+                        if self._news(registration, signal.entity, signal.head):
+                            MISSED.inc()
+                self._seen = newest
+                self._timers_changed.set()
+            except LeaseholdError as error:
+                log.warning("observe.resync_failed", error=str(error))
+
+    def _news(self, registration: Registration, entity: Entity, head: str) -> bool:
+        """``entity`` is at ``head``; whether that woke anything that slept."""
+        if self.owns is not None and not self.owns(entity):
+            return False
+        woken = False
+        for key in (entity.id, *registration.keys.get(entity.id, ())):
+            task = registration.active.get(key)
+            if task is not None:
+                if task.tail != head and task.failed_head != head:
                     self._wake(task)
-                return
-        if self._finished.get((registration.name, entity)) == head:
-            return
-        self._wake(self._add(registration, entity))
+                continue
+            sleeper = registration.asleep.get(key)
+            if sleeper is not None:
+                if sleeper.tail != head:
+                    self._wake(self._activate(registration, key))
+                    woken = True
+            elif (
+                key == entity.id and registration.every and (registration.done.get(key, "") != head)
+            ):
+                self._wake(self._activate(registration, key))
+                woken = True
+        return woken
 
-    def _add(self, registration: Registration, entity: Entity) -> Task:
-        task = Task(registration, entity)
-        self._tasks_by_entity.setdefault(entity, []).append(task)
-        ASLEEP.labels(registration.name).inc()
+    def _activate(self, registration: Registration, key: str) -> Task:
+        """A task out of its sleep, or a new one."""
+        task = registration.active.get(key)
+        if task is None:
+            sleeper = registration.asleep.pop(key, None)
+            task = Task(registration, key, state=SLEEPING)
+            if sleeper is not None:
+                task.tail, task.saved = sleeper.tail, sleeper.saved
+                task.saved_tail = sleeper.tail
+            registration.done.pop(key, None)
+            registration.active[key] = task
+            if "\0" in key:
+                registration.keys.setdefault(task.entity.id, set()).add(key)
+            self._count(registration)
         return task
 
-    def _forget(self, task: Task) -> None:
-        tasks = self._tasks_by_entity[task.entity]
-        tasks.remove(task)
-        if not tasks:
-            del self._tasks_by_entity[task.entity]
-        ASLEEP.labels(task.registration.name).dec()
+    def _sleep(self, task: Task) -> None:
+        """Keep only what is needed to wake it."""
+        registration = task.registration
+        task.state = SLEEPING
+        if task.done is not None or task.option is not None or "\0" in task.key:
+            return  # somebody waits for it, or only its beginner can rebuild it
+        if task.activity is not None and task.saved is None:
+            # Without a saved state waking it means reading everything: keep some as they are.
+            self._resident[task] = task.activity
+            self._resident.move_to_end(task)
+            if len(self._resident) <= self.settings.resident:
+                return
+            task, _ = self._resident.popitem(last=False)
+            task.activity = None
+            registration = task.registration
+        del registration.active[task.key]
+        registration.asleep[task.key] = Sleeper(task.tail, task.saved)
+
+    def _forget(self, task: Task, *, done: bool) -> None:
+        registration = task.registration
+        registration.active.pop(task.key, None)
+        keys = registration.keys.get(task.entity.id)
+        if keys is not None:
+            keys.discard(task.key)
+            if not keys:
+                del registration.keys[task.entity.id]
+        if done and "\0" not in task.key:
+            registration.done[task.key] = task.tail
+        if task.done is not None:
+            task.done.set()
+        self._count(registration)
+
+    def _count(self, registration: Registration) -> None:
+        KNOWN.labels(registration.name).set(len(registration.asleep) + len(registration.active))
 
     def _wake(self, task: Task) -> None:
-        if task.state == "running":
+        if task.state == RUNNING or task.paused:
             task.dirty = True
-            return
-        if task.state == "ready":
-            return
-        if task.retry is not None:
-            # News may be what the retry waits for.
-            task.retry.cancel()
-            task.retry = None
-        task.state = "ready"
-        lane = self._lanes[task.registration.limit]
-        lane.queue.append(task)
-        READY.labels(lane.name).set(len(lane.queue))
-        self._dispatch(lane)
+        elif task.state != READY:
+            if task.retry is not None:
+                task.retry.cancel()
+                task.retry = None
+            task.state = READY
+            task.woken_at = self.clock.monotonic()
+            self._resident.pop(task, None)
+            self.lanes[task.registration.limit].put(task)
 
-    def _dispatch(self, lane: _Lane) -> None:
-        while lane.free > 0 and lane.returning:
-            waiter = lane.returning.popleft()
-            if not waiter.done():
-                lane.free -= 1
-                waiter.set_result(None)
-        while lane.free > 0 and lane.queue and not self.stopping:
-            task = lane.queue.popleft()
-            lane.free -= 1
-            task.state = "running"
-            self.spawn(
-                self._run_task(task, lane), name=f"run {task.registration.name} {task.entity}"
-            )
-        READY.labels(lane.name).set(len(lane.queue))
+    # -- running -------------------------------------------------------------------------------
 
-    async def _run_task(self, task: Task, lane: _Lane) -> None:
-        slot = _LaneSlot(self, lane)
+    def _start_run(self, task: Task, lane: Lane) -> None:
+        if task.state != READY or self.stopping:
+            lane.free += 1
+            return
+        task.state = RUNNING
+        run = self.spawn(self._run_task(task, lane), name=f"run {task.name} {task.entity}")
+        self._running.add(run)
+        run.add_done_callback(self._running.discard)
+
+    async def _run_task(self, task: Task, lane: Lane) -> None:
+        slot = LaneSlot(lane)
+        name = task.registration.name
         outcome = Outcome.SLEEP
+        began = self.clock.monotonic()
+        WAKE_TO_RUN.labels(lane.name).observe(max(0.0, began - task.woken_at))
+        failed: Exception | None = None
         try:
             task.dirty = False
             outcome = await self._run_activity(task, slot)
-            task.failures, task.error = 0, ""
-            RUNS.labels(task.registration.name, outcome.value).inc()
+            if task.error is not None:
+                await self._clear_error(task)
+            task.failures, task.failed_head = 0, None
+            RUNS.labels(name, outcome.value).inc()
         except Exception as error:
-            task.failures += 1
-            task.error = str(error)
-            RUNS.labels(task.registration.name, "failed").inc()
-            log.warning(
-                "activity.failed",
-                activity=task.registration.name,
-                entity=str(task.entity),
-                failures=task.failures,
-                error=task.error,
-                code=getattr(error, "code", type(error).__name__),
-                exc_info=not isinstance(error, LeaseholdError),
-            )
+            failed = error
+            RUNS.labels(name, "failed").inc()
         finally:
             slot.release()
+            RUN_SECONDS.labels(name).observe(self.clock.monotonic() - began)
         if self.stopping:
             return
-        if task.failures:
-            self._retry_later(task)
+        if failed is not None:
+            await self._failed(task, failed)
+            if task.paused:
+                self._pause(task)
         elif outcome is Outcome.DONE:
-            self._finished[task.registration.name, task.entity] = task.tail
-            self._forget(task)
+            self._forget(task, done=True)
             head = await self.log.head(task.entity)
-            if head is not None and head.id != task.tail:
+            if head is not None and head.id != task.tail and task.registration.every:
                 self._news(task.registration, task.entity, head.id)
+        elif task.paused:
+            task.state = PAUSED
+        elif task.dirty or task.timers:
+            task.state = SLEEPING
+            self._wake(task)
         else:
-            task.state = "asleep"
-            if task.dirty or task.timers:
-                self._wake(task)
+            self._sleep(task)
 
-    def _retry_later(self, task: Task) -> None:
-        task.state = "retry"
-
-        def due() -> None:
-            task.retry = None
-            if not self.stopping:
-                self._wake(task)
-
-        delay = self.backoff.delay(task.failures)
-        task.retry = asyncio.get_running_loop().call_later(delay, due)
-
-    async def _run_activity(self, task: Task, slot: Slot) -> Outcome:
+    async def _run_activity(self, task: Task, slot: LaneSlot) -> Outcome:
         registration, entity = task.registration, task.entity
-        if task.activity is None:
-            context = Context(entity, registration.name, self.log, self.clock)
+        activity = task.activity
+        if activity is None:
+            context = Context(entity, task.name, self.log, self.clock, task.option)
             activity = registration.factory(context)
             if task.saved is not None:
                 activity.restore(task.saved)
             else:
                 task.tail = None
-            activity.context.slot = slot
-            tail = await self._fold(activity, entity, task.tail)
-            outcome = await activity.settle()
-            task.activity, task.tail, task.saved = activity, tail, None
+            fresh = True
         else:
-            activity = task.activity
-            activity.context.slot = slot
-            outcome = Outcome.SLEEP
-            if registration.batch:
+            fresh = False
+        activity.context.slot = slot
+        activity.context.failures = task.failures
+        outcome = Outcome.SLEEP
+        if fresh or registration.batch:
+            try:
                 tail = await self._fold(activity, entity, task.tail)
-                outcome = await activity.settle()
-                task.tail = tail
-            else:
-                async for event in self.log.read(entity, after=task.tail):
-                    if not isinstance(event, WillBlock):
-                        outcome = await activity.react(event)
-                        task.tail = event.id
-                        if outcome is Outcome.DONE:
-                            break
+            except Trimmed:
+                # What we knew is older than what the log still has: begin at its snapshot.
+                task.saved = task.saved_tail = None
+                raise
+            outcome = await activity.settle()
+            task.activity, task.tail = activity, tail
+        else:
+            async for event in self.log.read(entity, after=task.tail):
+                if not isinstance(event, WillBlock):
+                    outcome = await activity.react(event)
+                    task.tail = event.id
+                    if outcome is Outcome.DONE:
+                        break
         while task.timers and outcome is not Outcome.DONE:
             outcome = await self._fire(activity, task.timers[0])
             task.timers.pop(0)
@@ -349,59 +465,245 @@ class Engine(Service):
         activity.context.armed.clear()
         outcome = await activity.fired(timer.name.partition("/")[2])
         if timer.name not in activity.context.armed:
-            await self.log.append(
-                timer.entity, ANY, [], timers=[Timer(timer.name, None, timer.due_at)]
-            )
+            cancel = Timer(timer.name, None, was=timer.due_at)
+            await self.log.append(timer.entity, ANY, [], timers=[cancel])
+        self._fired.pop((timer.entity, timer.name), None)
         return outcome
 
     async def _checkpoint(self, task: Task, activity: Activity, outcome: Outcome) -> None:
-        state = b"done" if outcome is Outcome.DONE else activity.save()
-        if state is None:
-            return
-        await self.log.append(
-            task.entity,
-            ANY,
-            [],
-            checkpoint=Checkpoint(task.registration.name, task.tail, state),
+        if "\0" in task.key:
+            return  # begun again by whoever began it
+        if outcome is Outcome.DONE:
+            state = DONE_MARK
+        else:
+            saved = activity.save()
+            unchanged = saved == task.saved and task.tail == task.saved_tail
+            task.saved, task.saved_tail = saved, task.tail
+            if saved is None or unchanged:
+                return
+            state = SAVED_MARK + saved
+        checkpoint = Checkpoint(task.registration.name, task.tail, state)
+        await self.log.append(task.entity, ANY, [], checkpoint=checkpoint)
+
+    # -- failures ------------------------------------------------------------------------------
+
+    async def _failed(self, task: Task, error: Exception) -> None:
+        task.failures += 1
+        task.activity, task.tail = None, task.saved_tail
+        # Only a poisoned event is hopeless: others may succeed without the entity changing.
+        parked = isinstance(error, Undecodable)
+        known = isinstance(error, LeaseholdError)
+        log.warning(
+            "activity.failed",
+            activity=task.name,
+            entity=str(task.entity),
+            failures=task.failures,
+            error=str(error),
+            code=getattr(error, "code", type(error).__name__),
+            parked=parked,
+            exc_info=error if not known else None,
         )
+        try:
+            # News that the failing run itself caused must not start it again at once.
+            head = await self.log.head(task.entity)
+            task.failed_head = head.id if head else None
+            if parked or task.failures == self.settings.report_after:
+                await self._store_error(task, error, parked)
+        except LeaseholdError as problem:
+            log.warning("activity.error_not_stored", entity=str(task.entity), error=str(problem))
+        if self.stopping:
+            return
+        if parked and not task.dirty:
+            task.state = PARKED
+            return
+        RETRIES.labels(task.registration.name).inc()
+        delay = self.backoff.delay(task.failures)
+        if isinstance(error, LeaseholdError) and error.retry_after:
+            delay = max(delay, min(error.retry_after, self.settings.retry_cap_s))
+        task.state = RETRYING
+        task.retry = asyncio.get_running_loop().call_later(delay, self._retry, task)
+
+    def _retry(self, task: Task) -> None:
+        task.retry = None
+        if task.state == RETRYING and not self.stopping:
+            self._wake(task)
+
+    async def _store_error(self, task: Task, error: Exception, parked: bool) -> None:
+        text = str(error) or type(error).__name__
+        line = " ".join(text.split())
+        task.error = StoredError(
+            code=str(getattr(error, "code", type(error).__name__)),
+            message=line if len(line) <= SHOWN else line[: SHOWN - 1] + "…",
+            full=text[:FULL],
+            at=self.clock.now(),
+            failures=task.failures,
+            parked=parked,
+        )
+        if "\0" not in task.key:
+            state = msgspec.json.encode(task.error)
+            await self._mark(ERRORS, task, state)
+
+    async def _clear_error(self, task: Task) -> None:
+        task.error = None
+        if "\0" not in task.key:
+            await self._mark(ERRORS, task, None)
+
+    async def _mark(self, prefix: str, task: Task, state: bytes | None) -> None:
+        mark = Checkpoint(prefix + task.registration.name, task.tail, state)
+        await self.log.append(task.entity, ANY, [], checkpoint=mark)
+
+    # -- timers --------------------------------------------------------------------------------
 
     async def _fire_timers(self) -> None:
-        fired: dict[tuple[Entity, str], float] = {}
         while True:
             self._timers_changed.clear()
-            now = self.clock.now()
-            pending = {}
-            for timer in await self.log.due_timers(now):
-                key = (timer.entity, timer.name)
-                pending[key] = timer.due_at
-                if fired.get(key) != timer.due_at:
-                    self._timer_due(timer)
-            fired = pending
-            due = await self.log.next_timer()
+            try:
+                now = self.clock.now()
+                due = await self.log.due_timers(now, limit=TIMER_PAGE)
+                pending = {}
+                for timer in due:
+                    key = (timer.entity, timer.name)
+                    pending[key] = timer.due_at
+                    if self._fired.get(key) != timer.due_at:
+                        self._timer_due(timer)
+                self._fired = pending
+                upcoming = await self.log.next_timer(after=now)
+            except LeaseholdError as error:
+                log.warning("observe.timers_unread", error=str(error))
+                await self.clock.sleep(1.0)
+                continue
             # Timers that fired stay in the table until their activity has handled them.
-            wait = None if due is None else max(due - self.clock.now(), 0.05 if due <= now else 0.0)
+            wait = None if upcoming is None else max(0.0, upcoming - self.clock.now())
+            if len(due) == TIMER_PAGE:
+                wait = TIMER_PAUSE
             try:
                 async with self.clock.timeout(wait):
                     await self._timers_changed.wait()
+                await self.clock.sleep(TIMER_PAUSE)
             except TimeoutError:
                 pass
 
     def _timer_due(self, timer: DueTimer) -> None:
-        name = timer.name.partition("/")[0]
-        for registration in self._registrations.get(timer.entity.kind, ()):
-            if registration.name != name:
-                continue
-            tasks = self._tasks_by_entity.get(timer.entity, [])
-            task = next((t for t in tasks if t.registration is registration), None)
-            if task is None and (name, timer.entity) in self._finished:
-                cancel = Timer(timer.name, None, timer.due_at)
-                self.spawn(self.log.append(timer.entity, ANY, [], timers=[cancel]), name="cancel")
-                continue
-            if task is None:
-                task = self._add(registration, timer.entity)
-            task.timers.append(timer)
+        if self.owns is not None and not self.owns(timer.entity):
+            return
+        name, _, extra = timer.name.partition("/")[0].partition("#")
+        registration = self.registrations.get(name)
+        if registration is None or registration.entity_kind != timer.entity.kind:
+            return
+        key = task_key(timer.entity.id, extra)
+        if key in registration.done or (
+            not registration.every
+            and key not in registration.active
+            and key not in registration.asleep
+        ):
+            cancel = Timer(timer.name, None, was=timer.due_at)
+            self.spawn(self.log.append(timer.entity, ANY, [], timers=[cancel]), name="cancel")
+            return
+        task = self._activate(registration, key)
+        task.timers.append(timer)
+        self._wake(task)
+
+    # -- operators -----------------------------------------------------------------------------
+
+    def tasks(self, name: str = "", state: str = "") -> list[dict[str, Any]]:
+        """What the engine knows: one row an activity that is not simply asleep."""
+        return [
+            self.inspect(registration.name, key)
+            for registration in self.registrations.values()
+            if not name or registration.name == name
+            for key, task in registration.active.items()
+            if not state or task.state == state
+        ]
+
+    def counts(self) -> list[dict[str, Any]]:
+        """One row a registration: how many activities it has, by state."""
+        rows = []
+        for registration in self.registrations.values():
+            by_state: dict[str, int] = {SLEEPING: len(registration.asleep)}
+            for task in registration.active.values():
+                by_state[task.state] = by_state.get(task.state, 0) + 1
+            rows.append(
+                {
+                    "activity": registration.name,
+                    "kind": registration.entity_kind,
+                    "limit": registration.limit,
+                    "finished": len(registration.done),
+                    **by_state,
+                }
+            )
+        return rows
+
+    def inspect(self, name: str, key: str) -> dict[str, Any]:
+        """Everything about one activity."""
+        registration = self._registration(name)
+        task = registration.active.get(key)
+        row: dict[str, Any] = {
+            "activity": name,
+            "entity": f"{registration.entity_kind}:{key.partition(chr(0))[0]}",
+            "key": key.partition("\0")[2],
+        }
+        if task is not None:
+            row |= {
+                "state": task.state,
+                "tail": task.tail,
+                "failures": task.failures,
+                "error": msgspec.to_builtins(task.error),
+                "timers": [timer.name for timer in task.timers],
+            }
+        elif key in registration.asleep:
+            row |= {"state": SLEEPING, "tail": registration.asleep[key].tail}
+        elif key in registration.done:
+            row |= {"state": "finished", "tail": registration.done[key]}
+        else:
+            raise LeaseholdError("activity_not_found", f"no activity {name} on {key!r}")
+        return row
+
+    def kick(self, name: str, key: str) -> None:
+        """Run it now, whatever it waits for (unless paused)."""
+        registration = self._registration(name)
+        self.inspect(name, key)
+        self._wake(self._activate(registration, key))
+
+    async def pause(self, name: str, key: str) -> None:
+        """Let what runs end, then start nothing until :meth:`resume`; survives a restart."""
+        registration = self._registration(name)
+        self.inspect(name, key)
+        task = self._activate(registration, key)
+        await self._mark(PAUSES, task, b"paused")
+        self._pause(task)
+
+    def _pause(self, task: Task) -> None:
+        task.paused = True
+        if task.retry is not None:
+            task.retry.cancel()
+            task.retry = None
+        if task.state == READY:
+            self.lanes[task.registration.limit].queue.remove(task)
+        if task.state != RUNNING:
+            task.state = PAUSED
+
+    async def resume(self, name: str, key: str) -> None:
+        task = self._registration(name).active.get(key)
+        if task is not None and task.paused:
+            await self._mark(PAUSES, task, None)
+            task.paused = False
+            if task.state == PAUSED:
+                task.state = SLEEPING
+                self._wake(task)
+
+    async def clear(self, name: str, key: str) -> None:
+        """Forget the stored error and try again."""
+        task = self._registration(name).active.get(key)
+        if task is not None:
+            task.failures, task.failed_head = 0, None
+            await self._clear_error(task)
             self._wake(task)
 
-    def tasks(self) -> Mapping[Entity, list[Task]]:
-        """What the engine knows, for operators."""
-        return self._tasks_by_entity
+    def _registration(self, name: str) -> Registration:
+        try:
+            return self.registrations[name]
+        except KeyError:
+            known = ", ".join(sorted(self.registrations))
+            raise LeaseholdError(
+                "activity_not_found", f"no activity {name!r}", expected=known, got=name
+            ) from None

@@ -36,7 +36,13 @@ appends = st.fixed_dictionaries(
         "ids": st.lists(ids, max_size=3, unique=True),
         "timers": st.lists(st.builds(Timer, st.sampled_from("xy"), times, times), max_size=2),
         "checkpoint": st.none()
-        | st.builds(Checkpoint, st.sampled_from("pq"), st.none() | ids, st.none() | st.just(b"s")),
+        | st.builds(
+            Checkpoint,
+            st.sampled_from("pq"),
+            st.none() | ids,
+            st.none() | st.just(b"s"),
+            st.integers(0, 9),
+        ),
     }
 )
 trims = st.tuples(st.just("trim"), entities, ids)
