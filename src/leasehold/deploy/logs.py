@@ -159,7 +159,10 @@ async def read(
                 if watch is not None:
                     watch.add(path.parent)
                 if path not in readers:
-                    reader = readers[path] = _Reader(path, path.parent.name)
+                    try:
+                        reader = readers[path] = _Reader(path, path.parent.name)
+                    except FileNotFoundError:
+                        continue  # Being rotated just now; the new file wakes us.
                     lines += await asyncio.to_thread(reader.start, tail if first else None)
                 else:
                     lines += readers[path].more()

@@ -52,6 +52,8 @@ class Order:
     environment: dict[str, str]
     mark: int
     volumes: dict[str, Path] = field(default_factory=dict)
+    replaces: str = ""
+    """The key of a replica that was removed with its network kept for this one."""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,9 @@ class Runtime(Protocol):
 
     async def start_replica(self, order: Order) -> Replica: ...
 
-    async def remove_replica(self, key: str, *, grace: float = 0.0) -> None: ...
+    async def remove_replica(
+        self, key: str, *, grace: float = 0.0, keep_network: bool = False
+    ) -> None: ...
 
     async def replicas(self) -> list[Replica]:
         """Everything there is, running or ended and not removed."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from leasehold.deploy.ports import Image, Images, LeaseMarket, Volumes
 from leasehold.deploy.replica import Order, Replica, Runtime, State
 from leasehold.deploy.routes import Routes
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload, revision, volume_mounts
+from leasehold.deploy.workload import Workload, revision, stateful, volume_mounts
 from leasehold.model.events.lease import (
     ImagePulled,
     ReplicaExited,
@@ -112,13 +112,16 @@ class Rollout:
         wanted = applied.keys()
         missing = [key for key in wanted if key not in running]
         obsolete = [replica for key, replica in running.items() if key not in wanted]
-        stateful = {s.name for s in self.workload.services if _stateful(s)}
-        first = [r for r in obsolete if r.service in stateful]
+        keeping = {s.name for s in self.workload.services if stateful(s)}
+        first = {(r.service, r.number): r for r in obsolete if r.service in keeping}
         started: list[Replica] = []
         try:
-            for replica in first:
-                await self.parts.runtime.remove_replica(replica.key, grace=self.settings.stop_grace)
+            for replica in first.values():
+                await self.parts.runtime.remove_replica(
+                    replica.key, grace=self.settings.stop_grace, keep_network=True
+                )
             orders = [self._order(*wanted[key], applied, images, volumes) for key in missing]
+            orders = [_instead(order, first) for order in orders]
             async with asyncio.TaskGroup() as group:
                 for order in orders:
                     group.create_task(self._start(order, started))
@@ -134,7 +137,7 @@ class Rollout:
             )
             await self._until_answering(applied, orders, started)
         except BaseException as error:
-            await self._undo(started, error)
+            await self._undo(started, list(first.values()), error)
             raise
         await self.parts.routes.move(applied, await self._mine())
         for replica in obsolete:
@@ -289,7 +292,9 @@ class Rollout:
             key=f"exited/{order.key}/{replica.started_at}",
         )
 
-    async def _undo(self, started: list[Replica], error: BaseException) -> None:
+    async def _undo(
+        self, started: list[Replica], removed: list[Replica], error: BaseException
+    ) -> None:
         """Take back what was started, where something older goes on instead.
 
         A first version that is up but does not answer stays: there is nothing to go back to, its
@@ -303,6 +308,13 @@ class Rollout:
                 await self.parts.runtime.remove_replica(replica.key)
             except LeaseholdError as failure:
                 log.warning("rollout.undo_failed", replica=replica.key, error=str(failure))
+        if self.before is None or isinstance(error, asyncio.CancelledError):
+            return
+        wanted = self.before.keys()
+        back = Rollout(self.parts, self.before.workload, self.before, self.emit)
+        for replica in removed:
+            if replica.key in wanted:
+                await back.restart(self.before, *wanted[replica.key])
 
 
 def tcp_ports(service: ManifestService) -> list[int]:
@@ -318,8 +330,10 @@ def wait_status(replica: Replica) -> int | None:
     return ended.code << 8 if ended.code is not None else ended.signal
 
 
-def _stateful(service: ManifestService) -> bool:
-    return any(mount.storage.persistent for mount in volume_mounts(service))
+def _instead(order: Order, removed: dict[tuple[str, int], Replica]) -> Order:
+    """``order`` in the network of the old replica it takes the place of."""
+    old = removed.get((order.service.name, order.number))
+    return order if old is None else replace(order, replaces=old.key)
 
 
 def _given(service: ManifestService) -> Any:

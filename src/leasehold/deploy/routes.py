@@ -17,13 +17,16 @@ from leasehold.deploy.net.node import NodeNetwork
 from leasehold.deploy.net.rules import Publication
 from leasehold.deploy.replica import Replica, State
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload
+from leasehold.deploy.workload import Workload, stateful
 from leasehold.model.manifest import Expose, ManifestService
 from leasehold.model.market import LeaseId
 
 if TYPE_CHECKING:
     from leasehold.deploy.rollout import Applied
 
+
+PATIENT_TRIES = 30
+"""Seconds (one try each) that requests wait while a service with volumes is replaced."""
 
 PortKey = tuple[str, str, str, int]
 """Lease, service, protocol, port."""
@@ -149,7 +152,7 @@ class Routes:
                 max_body=given.max_body_size or defaults.max_body,
                 read_timeout_ms=given.read_timeout or defaults.read_timeout_ms,
                 send_timeout_ms=given.send_timeout or defaults.send_timeout_ms,
-                tries=min(given.next_tries or defaults.tries, 100),
+                tries=PATIENT_TRIES if stateful(service) else given.next_tries or defaults.tries,
             ),
         )
         self._targets.setdefault(str(workload.lease), set()).add(key)

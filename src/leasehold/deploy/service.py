@@ -241,10 +241,16 @@ class DeployService(Service):
 
     async def stop(self) -> None:
         """Let go of everything; workloads, ingress and names go on."""
-        for task in list(self._spawned):
-            if task.get_name().startswith("deploy:lease "):
-                task.cancel()
+        await self._let_go()
         await self._services.shutdown()
+
+    async def _let_go(self) -> None:
+        """End the actors, not what they look after."""
+        actors = [t for t in self._spawned if t.get_name().startswith("deploy:lease ")]
+        for actor in actors:
+            actor.cancel()
+        if actors:
+            await asyncio.wait(actors)
 
     # -- deployments ------------------------------------------------------------------------------
 
@@ -402,10 +408,7 @@ class DeployService(Service):
         The leases are not closed by it: a provider that starts again deploys them anew.
         """
         removed = []
-        for task in list(self._spawned):
-            if task.get_name().startswith("deploy:lease "):
-                task.cancel()
-                await asyncio.wait({task})
+        await self._let_go()
         for replica in await self.runtime.replicas():
             await self.runtime.remove_replica(replica.key)
             removed.append(f"replica {replica.key} of {replica.lease}")

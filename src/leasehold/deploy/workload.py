@@ -124,6 +124,11 @@ def volume_mounts(service: ManifestService) -> list[VolumeMount]:
     return found
 
 
+def stateful(service: ManifestService) -> bool:
+    """True when two versions of it must not run side by side: it has a persistent volume."""
+    return any(mount.storage.persistent for mount in volume_mounts(service))
+
+
 def disk_bytes(service: ManifestService) -> int:
     """Bytes of the container's own disk: the volumes that are not mounted anywhere."""
     mounted = {params.name for params in service.mounts}

@@ -72,7 +72,7 @@ def _backend(number: int, target: Target | None, slots: int) -> str:
         "  http-request set-timeout server var(txn.be),"
         f"map_str_int(read.map,{DEFAULTS.read_timeout_ms})\n"
     ]
-    if target is not None and target.options.tries not in (0, DEFAULTS.tries):
+    if target is not None and target.options.tries != DEFAULTS.tries:
         lines.append(f"  retries {target.options.tries}\n")
     for slot in range(1, slots + 1):
         server = target.slots.get(slot) if target else None

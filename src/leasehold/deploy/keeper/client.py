@@ -93,8 +93,21 @@ class KeeperClient(Service):
 
     async def retire(self, *, force: bool = False) -> None:
         """End the keeper, and with ``force`` everything it keeps; this client is done then."""
-        await self.ask("stop", force=force)
-        self._retired = True
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self.pid)
+        gone = asyncio.Event()
+        loop.add_reader(pidfd, gone.set)
+        try:
+            self._retired = True
+            await self.ask("stop", force=force)
+            async with self.clock.timeout(START_SECONDS):
+                await gone.wait()
+        except LeaseholdError:
+            self._retired = False
+            raise
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
         self.request_stop()
 
     async def _writable(self, sock: socket.socket) -> None:

@@ -30,6 +30,10 @@ _LOOP_ATTEMPTS = 64
 """Another process may take the free loop device we were shown; then we ask again."""
 
 
+class Unusable(Exception):
+    """The image cannot be run as it is; the message says what is in the way."""
+
+
 class IdRanges:
     """User namespaces by range, opened once: 2 ms each."""
 
@@ -213,8 +217,16 @@ def _directory(root_fd: int, path: str, owner: int) -> int:
         walked += "/" + part
         try:
             following = linux.open_in_root(root_fd, walked, os.O_PATH | os.O_DIRECTORY)
-        except FileNotFoundError:
-            os.mkdir(part, 0o755, dir_fd=current)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                os.close(current)
+                raise Unusable(f"the image has no usable directory at {walked}: {error}") from None
+
+            try:
+                os.mkdir(part, 0o755, dir_fd=current)
+            except FileExistsError:
+                os.close(current)
+                raise Unusable(f"the image has a link that leads nowhere at {walked}") from None
             os.chown(part, owner, owner, dir_fd=current, follow_symlinks=False)
             following = linux.open_in_root(root_fd, walked, os.O_PATH | os.O_DIRECTORY)
         os.close(current)

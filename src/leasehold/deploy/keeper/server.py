@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -174,7 +175,10 @@ class Keeper:
             reply: Message = {"n": number, "ok": await operation(message, fds, out)}
         except Refused as error:
             reply = {"n": number, "error": str(error), "code": error.code}
+        except rootfs.Unusable as error:
+            reply = {"n": number, "error": str(error), "code": "image_unusable"}
         except Exception as error:
+            traceback.print_exc()
             reply = {"n": number, "error": f"{type(error).__name__}: {error}", "code": "failed"}
         finally:
             for fd in fds:

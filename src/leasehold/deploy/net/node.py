@@ -241,11 +241,30 @@ class NodeNetwork(Service):
             raise
         return Joined(attachment, path)
 
-    async def rejoin(self, key: str) -> str:
-        """The namespace path of a replica that is started again in the network it had."""
-        _, (fd,) = await self.keeper.call("fetch", name=f"net/{key}")
-        os.close(fd)
-        return str((await self.keeper.ask("fetch", name=f"net/{key}"))["path"])
+    async def inherit(self, old: str, new: str) -> Joined | None:
+        """Give the network of the replica ``old``, which has ended, to ``new`` (or to itself).
+
+        Address and rules stay, so whoever talks to it notices nothing but a pause: a connection is
+        refused and tried again. None when there is nothing to inherit.
+        """
+        attachment = self._attachments.get(old)
+        if attachment is None:
+            return None
+        try:
+            _, (fd,) = await self.keeper.call("fetch", name=f"net/{old}")
+        except LeaseholdError as error:
+            if error.code != "not_held":
+                raise
+            return None
+        try:
+            path = (await self.keeper.ask("hold", name=f"net/{new}", fds=[fd]))["path"]
+        finally:
+            os.close(fd)
+        self._attachments[new] = attachment
+        if old != new:
+            del self._attachments[old]
+            await self.keeper.ask("drop", name=f"net/{old}")
+        return Joined(attachment, path)
 
     async def leave(self, key: str) -> None:
         """Give up address and rules; the kernel removes the devices with the namespace."""

@@ -115,10 +115,14 @@ class OciRuntime(Service):
         if known is not None:
             if known["state"] == "running":
                 return _replica(known)
-            await self._delete(order.key)
+            await self._delete(order.key, keep_network=True)
         mounts = volume_mounts(order.service)
         self._check(order, mounts)
-        joined = await self.network.join(order.key, mark=order.mark, egress=self.settings.egress)
+        joined = await self.network.inherit(order.replaces or order.key, order.key)
+        if joined is None:
+            joined = await self.network.join(
+                order.key, mark=order.mark, egress=self.settings.egress
+            )
         try:
             home = self.home(order.key)
             spec = self._rootfs(order, mounts)
@@ -306,18 +310,24 @@ class OciRuntime(Service):
 
     # -- end --------------------------------------------------------------------------------------
 
-    async def remove_replica(self, key: str, *, grace: float = 0.0) -> None:
-        """End it and remove its disk, bundle, control group and network; its logs stay."""
+    async def remove_replica(
+        self, key: str, *, grace: float = 0.0, keep_network: bool = False
+    ) -> None:
+        """End it and remove its disk, bundle, control group and network; its logs stay.
+
+        ``keep_network``: another replica is about to inherit it.
+        """
         known = (await self.keeper.list()).get(key)
-        await self._delete(key, grace=grace)
+        await self._delete(key, grace=grace, keep_network=keep_network)
         if known is not None:
             group = (known.get("labels") or {}).get("cgroup", "")
             if group:
                 cgroups.remove(group)
 
-    async def _delete(self, key: str, *, grace: float = 0.0) -> None:
+    async def _delete(self, key: str, *, grace: float = 0.0, keep_network: bool = False) -> None:
         await self.keeper.ask("delete", id=key, grace=grace)
-        await self.network.leave(key)
+        if not keep_network:
+            await self.network.leave(key)
         await asyncio.to_thread(self._remove_files, key)
 
     def _remove_files(self, key: str) -> None:

@@ -1,0 +1,277 @@
+"""A lease from manifest to answer to removal, on real containers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from conftest_deploy import LEASE, MIB, Machine, group, http_get, service
+
+from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.deploy.keeper.client import kill_keeper
+from leasehold.deploy.workload import lease_name
+
+
+async def test_from_manifest_to_answer_to_nothing_left(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(group(service(env=["GREETING=hi"])))
+        assert await provider.get() == (200, b"hello\n")
+        assert (await provider.get("other.localhost"))[0] == 404
+        types = [event.type for event in await provider.events()]
+        assert types == [
+            "manifest.received",
+            "deploy.image_pulled",
+            "deploy.started",
+            "deploy.running",
+            "deploy.healthy",
+        ]
+        seen = await provider.run("echo $GREETING $AKASH_OWNER $AKASH_DEPLOYMENT_SEQUENCE; id -u")
+        assert seen == "hi akash1owner 100\n0\n"
+        status = await provider.deploy.status(LEASE)
+        assert status["healthy"] is True
+        assert status["services"]["web"]["available"] == 1
+        assert status["services"]["web"]["replicas"][0]["memory_bytes"] > 0
+        pid = (await provider.deploy.runtime.replicas())[0].pid
+
+        await provider.close()
+        await provider.until("deploy.removed")
+        assert (await provider.get())[0] == 404
+        assert not os.path.exists(f"/proc/{pid}")
+        await provider.deploy.teardown_all()
+    _nothing_left(machine)
+
+
+def _nothing_left(machine: Machine) -> None:
+    folder = str(machine.folder)
+    assert folder not in Path("/proc/self/mounts").read_text()
+    loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True)
+    assert folder not in loops.stdout
+    parent = machine.settings.cgroup_parent.lstrip("/")
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/{parent}"))
+    left = {p.name for p in (machine.folder / "deploy").iterdir()}
+    assert left <= {"ports.json"}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            assert folder not in (process / "cmdline").read_text(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def load(port: int, rate: int = 500) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Requests at ``rate`` a second for as long as the block lasts; everything but 200 is noted."""
+    answers: list[tuple[int, bytes]] = []
+    pending: set[asyncio.Task[None]] = set()
+
+    async def one() -> None:
+        try:
+            async with asyncio.timeout(20):
+                answers.append(await http_get(port, "hello.localhost"))
+        except (OSError, IndexError, TimeoutError) as error:
+            answers.append((0, repr(error).encode()))
+
+    async def drive() -> None:
+        loop = asyncio.get_running_loop()
+        start, sent = loop.time(), 0
+        while True:
+            due = int((loop.time() - start) * rate)
+            for _ in range(min(due - sent, 50)):
+                task = loop.create_task(one())
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+            sent = due
+            await asyncio.sleep(0.01)
+
+    driver = asyncio.ensure_future(drive())
+    try:
+        yield answers
+    finally:
+        driver.cancel()
+        while pending:
+            await asyncio.wait(pending)
+
+
+def _version(text: str, **more: object) -> dict[str, object]:
+    script = f"mkdir -p /w; echo {text} > /w/index.html; exec busybox httpd -f -p 80 -h /w"
+    return group(service(script=script, **more))  # type: ignore[arg-type]
+
+
+async def test_no_request_is_lost_by_updates_good_and_bad(machine: Machine) -> None:
+    async with machine.provider(start_deadline=3.0) as provider:
+        await provider.up(_version("one"))
+        async with load(provider.deploy.ingress.port) as answers:
+            await asyncio.sleep(0.3)
+            await provider.put(_version("two", count=2), "h2")
+            await provider.until("deploy.healthy", "h2")
+            assert (await provider.get())[1] == b"two\n"
+            # It starts, but never answers: the old version goes on.
+            await provider.put(group(service(script="sleep 1000")), "h3")
+            failed = (await provider.until("deploy.failed", "h3")).payload
+            assert failed.code == "not_answering"
+            # It cannot even be started.
+            bad = service()
+            bad["command"] = ["/no/such/program"]
+            await provider.put(group(bad), "h4")
+            assert (
+                "no/such/program" in (await provider.until("deploy.failed", "h4")).payload.message
+            )
+            assert (await provider.get())[1] == b"two\n"
+            # Back to the first.
+            await provider.put(_version("one"), "h5")
+            await provider.until("deploy.healthy", "h5")
+            await asyncio.sleep(0.3)
+        lost = [a for a in answers if a[0] != 200]
+        assert not lost, f"{len(lost)} of {len(answers)}: {lost[:3]}"
+        assert len(answers) > 500
+        assert {body for _, body in answers} == {b"one\n", b"two\n"}
+        keys = {r.key for r in await provider.deploy.runtime.replicas()}
+        assert len(keys) == 1
+
+
+async def test_workloads_survive_the_provider_and_are_adopted(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(_version("one", count=2))
+        port = provider.deploy.ingress.port
+        pids = {r.pid for r in await provider.deploy.runtime.replicas()}
+    assert await http_get(port, "hello.localhost") == (200, b"one\n")
+    asked = len(machine.images.asked)
+    machine.images.broken["img"] = LeaseholdError("down", "registry down", kind=Kind.UNAVAILABLE)
+    async with load(port) as answers:
+        async with machine.provider() as provider:
+            async with asyncio.timeout(10):
+                while not provider.deploy.knows(LEASE):
+                    await asyncio.sleep(0.01)
+                while (await provider.deploy.status(LEASE))["running_hash"] != "h1":
+                    await asyncio.sleep(0.01)
+            assert {r.pid for r in await provider.deploy.runtime.replicas()} == pids
+            assert provider.deploy.ingress.port == port
+            # An adopted deployment can be updated like any other.
+            machine.images.broken.clear()
+            await provider.put(_version("two"), "h2")
+            await provider.until("deploy.healthy", "h2")
+    assert len(machine.images.asked) == asked + 1
+    assert [a for a in answers if a[0] != 200] == []
+
+
+async def test_a_replica_that_ends_is_started_again_with_its_exit_told(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(_version("one"))
+        (replica,) = await provider.deploy.runtime.replicas()
+        os.kill(replica.pid, 9)
+        exited = (await provider.until("deploy.exited")).payload
+        assert (exited.status, exited.reason) == (9, "signal 9")
+        async with asyncio.timeout(10):
+            while (await provider.get())[0] != 200:
+                await asyncio.sleep(0.02)
+        (again,) = await provider.deploy.runtime.replicas()
+        assert again.key == replica.key
+        assert again.pid != replica.pid
+
+
+async def test_the_keeper_may_be_killed(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(_version("one"))
+        (replica,) = await provider.deploy.runtime.replicas()
+        first = provider.deploy.keeper.pid
+        kill_keeper(first)
+        async with asyncio.timeout(10):
+            while provider.deploy.keeper.pid == first:
+                await asyncio.sleep(0.01)
+        (found,) = await provider.deploy.runtime.replicas()
+        assert (found.pid, found.state.value) == (replica.pid, "running")
+        assert (await provider.get())[0] == 200
+        # The new keeper holds the same reins: output, exec, end, exit code.
+        assert await provider.run("echo alive") == "alive\n"
+        await provider.run("kill -TERM 1; kill -KILL 1")
+        os.kill(replica.pid, 9)
+        assert (await provider.until("deploy.exited")).payload.status in (9, None)
+
+
+async def test_persistent_volumes_outlive_updates(machine: Machine) -> None:
+    script = "mkdir -p /w; cp /data/n /w/index.html 2>/dev/null || echo none > /w/index.html;"
+    script += " echo kept > /data/n; exec busybox httpd -f -p 80 -h /w"
+    volumes = [{"name": "data", "mount": "/data", "size": 16 * MIB, "persistent": True}]
+    async with machine.provider() as provider:
+        await provider.up(group(service(script=script, volumes=volumes)))
+        assert (await provider.get())[1] == b"none\n"
+        async with load(provider.deploy.ingress.port, 50) as answers:
+            await provider.put(group(service(script=script, volumes=volumes, env=["V=2"])), "h2")
+            await provider.until("deploy.healthy", "h2")
+        assert (await provider.get())[1] == b"kept\n"
+        # Two versions never write at once: requests wait for the new one instead of failing.
+        assert [a for a in answers if a[0] != 200] == []
+        owner = (machine.volumes.root / "akash1owner/100/web/data/n").stat()
+        assert owner.st_uid == 0, "ids on the volume are those inside the container"
+        await provider.close()
+        await provider.until("deploy.removed")
+    assert machine.volumes.released == [("akash1owner", 100)]
+
+
+async def test_services_are_added_and_dropped_by_an_update(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(group(service()))
+        more = service("api", hosts=["api.localhost"])
+        await provider.put(group(more, service()), "h2")
+        await provider.until("deploy.healthy", "h2")
+        untouched = [r for r in await provider.deploy.runtime.replicas() if r.service == "web"]
+        assert (await provider.get("api.localhost"))[0] == 200
+        await provider.put(group(more), "h3")
+        await provider.until("deploy.healthy", "h3")
+        assert (await provider.get("hello.localhost"))[0] == 404
+        assert (await provider.get("api.localhost"))[0] == 200
+        left = await provider.deploy.runtime.replicas()
+        assert [r.service for r in left] == ["api"]
+        assert untouched[0].key not in {r.key for r in left}
+
+
+def test_node_ports_lead_in_and_the_host_is_given_back(
+    machine: Machine, own_host: Callable[..., None]
+) -> None:
+    async def main() -> None:
+        forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+        forwarding.write_text("0")
+        exposes = [{"port": 80, "externalPort": 9000, "proto": "TCP", "global": True}]
+        async with machine.provider(uplink=True) as provider:
+            await provider.up(group(service(exposes=exposes)))
+            (forwarded,) = (await provider.deploy.status(LEASE))["forwarded_ports"]
+            assert forwarded["port"] == 80
+            port = forwarded["externalPort"]
+            assert await http_get(port, "x") == (200, b"hello\n")
+        async with machine.provider(uplink=True) as provider:
+            assert await http_get(port, "x") == (200, b"hello\n")
+            await provider.until("deploy.healthy", "h1")
+            async with asyncio.timeout(5):
+                while not provider.deploy.knows(LEASE):
+                    await asyncio.sleep(0.01)
+            await provider.close()
+            await provider.until("deploy.removed")
+            await provider.deploy.teardown_all()
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True)
+        links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True)
+        assert tables.stdout == ""
+        assert [line.split()[0] for line in links.stdout.splitlines()] == ["lo"]
+        assert forwarding.read_text().strip() == "0"
+
+    own_host(main)
+
+
+async def test_what_fails_says_why_and_leaves_nothing(machine: Machine) -> None:
+    machine.images.broken["gone"] = LeaseholdError(
+        "image_not_found", "the registry has no such image", kind=Kind.NOT_FOUND
+    )
+    async with machine.provider() as provider:
+        await provider.put(group(service(image="gone")), "h1")
+        failed = (await provider.until("deploy.failed")).payload
+        assert (failed.code, failed.final) == ("image_not_found", True)
+        status = await provider.deploy.status(LEASE)
+        assert status["error"]["code"] == "image_not_found"
+        assert await provider.deploy.runtime.replicas() == []
+        # A better manifest helps.
+        await provider.put(group(service()), "h2")
+        await provider.until("deploy.healthy", "h2")
+
+
+def test_the_name_of_a_lease_is_the_published_one() -> None:
+    assert lease_name(LEASE) == "pmkaom7p6tdd85j5m3oq4pipvc8g52uf0733jarld89q6"
