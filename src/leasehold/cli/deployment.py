@@ -165,7 +165,7 @@ def deposit(
         return await client.escrow(did)
 
     escrow = ask(work, ledger=ledger, state=state, key=key)
-    done(as_json, f"{did} has {escrow['funds']} {escrow['denom']}", id=str(did), **escrow)
+    done(as_json, f"{did} has {escrow['funds']} {escrow['denom']}", **escrow)
 
 
 @app.command()

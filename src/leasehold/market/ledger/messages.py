@@ -2,7 +2,8 @@
 
 A transaction is JSON: the *body* as text (chain id, the signer's sequence, 1 to 16 messages), who
 signs, and the signature over exactly the bytes of that text. All messages of a transaction happen
-or none. Its hash, sha256 of the whole, names it; sending it again changes nothing.
+or none. Its hash, sha256 of the whole, names it; sending it again changes nothing. The envelope
+has one form only, so that nobody on the way can give a transaction another hash.
 
 Every message is the signer's: whoever signs ``deployment.create`` owns the deployment.
 """
@@ -275,6 +276,14 @@ def receive(raw: bytes, max_bytes: int) -> Received:
         raise LeaseholdError(
             "tx_malformed", f"this is no transaction: {error}"[:500], kind=Kind.MALFORMED
         ) from None
+    if msgspec.json.encode(tx) != raw:
+        # Spaces, other key orders and the unused bits of base64 would give what was signed once
+        # as many hashes as anybody likes.
+        raise LeaseholdError(
+            "tx_not_canonical",
+            "the envelope has another form than body, key (type, data), signature without spaces",
+            kind=Kind.MALFORMED,
+        )
     return Received(raw, hashlib.sha256(raw).digest(), body, tx)
 
 

@@ -123,6 +123,8 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _condition(tokens: list[tuple[str, str]], at: int) -> tuple[Condition, int]:
+    if at == len(tokens):
+        raise _bad("it ends after AND")
     kind, key = tokens[at]
     if kind != "word":
         raise _bad(f"got {key!r}, wanted a key")
