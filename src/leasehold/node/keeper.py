@@ -170,12 +170,19 @@ class Keeper:
             if self.timers:
                 timeout = max(0.0, self.timers[0][0] - time.monotonic())
             for key, mask in self.selector.select(timeout):
-                key.data(key.fileobj, mask)
+                self._guarded(key.data, key.fileobj, mask)
             while self.timers and self.timers[0][0] <= time.monotonic():
                 _, _, action, args = heapq.heappop(self.timers)
-                action(*args)
+                self._guarded(action, *args)
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+    def _guarded(self, action: Any, *args: Any) -> None:
+        """A failure that concerns one service or client must not end the others' keeper."""
+        try:
+            action(*args)
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
 
     def _check(self, path: str, inode: int) -> None:
         try:
@@ -285,8 +292,11 @@ class Keeper:
             return
         self._open_output(process)
         process.listener = _listener_of(process)
+        fd = process.pidfd
         self.selector.register(
-            process.pidfd, selectors.EVENT_READ, lambda *_: self._ended(process, None)
+            fd,
+            selectors.EVENT_READ,
+            lambda *_: self._ended(process, None) if process.pidfd == fd else None,
         )
         self._write(
             {
@@ -318,6 +328,8 @@ class Keeper:
             )
 
     def _pump(self, process: Process) -> None:
+        if process.output < 0:
+            return  # Closed by something that happened in the same turn of the loop.
         try:
             data = os.read(process.output, 65536)
         except BlockingIOError:
@@ -496,6 +508,8 @@ class Keeper:
             )
 
     def _on_client(self, client: Client, mask: int) -> None:
+        if client not in self.clients:
+            return
         if mask & selectors.EVENT_WRITE:
             self._flush(client)
         if mask & selectors.EVENT_READ:

@@ -70,6 +70,7 @@ class Supervisor(Service):
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
+        self._ending = False
 
     async def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -108,8 +109,8 @@ class Supervisor(Service):
 
     async def shutdown_keeper(self) -> None:
         """End every process and the keeper. For tests and for removing a node."""
+        self._ending = True
         with contextlib.suppress(LeaseholdError):
-            self.request_stop()
             await self._ask({"op": "shutdown"})
 
     async def _state(self, request: dict[str, Any]) -> ProcessState:
@@ -188,16 +189,15 @@ class Supervisor(Service):
             )
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
-        while not self.stopping:
+        while not self.stopping and not self._ending:
             with contextlib.suppress(OSError, ValueError):
                 while line := await reader.readline():
                     self._receive(msgspec.json.decode(line))
             self._connected.clear()
-            lost = OSError("the connection was lost")
             for answer in self._waiting.values():
                 if not answer.done():
-                    answer.set_exception(lost)
-            while not self.stopping:
+                    answer.set_exception(OSError("the connection was lost"))
+            while not self.stopping and not self._ending:
                 log.warning("keeper.lost", root=str(self.root))
                 try:
                     reader = await self._connect()
