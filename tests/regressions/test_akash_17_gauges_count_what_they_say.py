@@ -1,6 +1,6 @@
 """Defect 17: the gauge of watchdogs showed the number of managers.
 
-Seen failing when ``ManifestService._gauges`` sets it to ``len(self.managers)``.
+Seen failing when ``LiveLeases.put`` and ``drop`` set the gauge to the number of live leases.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from leasehold.core.clock import Clock
+from leasehold.core.errors import LeaseholdError
 from leasehold.events.event import Entity, Event, NewEvent, Timer, WillBlock
 from leasehold.events.log import Log, VersionConflict
 
@@ -64,14 +65,31 @@ class Commands(Generic[S]):
         """The state of an entity as of now."""
         return (await self._catch_up(id))[0]
 
-    async def run(self, id: str, decide: Callable[[S], Decision | None]) -> list[Event]:
-        """Decide on the newest state and append; returns the appended events, empty for none."""
+    async def run(
+        self, id: str, decide: Callable[[S], Decision | None], *, optimistic: bool = False
+    ) -> list[Event]:
+        """Decide on the newest state and append; returns the appended events, empty for none.
+
+        ``optimistic``: decide on the state known last, without reading, when there is one. The
+        compare-and-set finds out if it was old; a decision to append nothing or to refuse is taken
+        again on the newest state.
+        """
         entity = Entity(self.kind, id)
+        known = self._cache.get(id) if optimistic else None
         for attempt in range(CONFLICT_RETRIES):
-            state, head = await self._catch_up(id)
-            decision = decide(state)
+            state, head = known or await self._catch_up(id)
+            try:
+                decision = decide(state)
+            except LeaseholdError:
+                if known is None:
+                    raise
+                decision = None
             if decision is None or not (decision.payloads or decision.timers):
-                return []
+                if known is None:
+                    return []
+                known = None
+                continue
+            known = None
             new = [
                 NewEvent.of(
                     payload,

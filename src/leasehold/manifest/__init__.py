@@ -13,6 +13,8 @@ came in time, ``hostnames:all`` gets ``hostnames.changed``.
 ``proof``       DNS records that prove who owns a host name
 ``bus``         events in order, a cursor a subscriber
 ``state``       folds of a deployment and a lease
+``live``        our live leases in memory
+``reconcile``   comparing the log with the market
 ``limits``      how often an owner may send
 ``ports``       what intake needs: Market, MarketWriter, Capabilities, Resolver
 """

@@ -157,22 +157,26 @@ class Acceptance:
     async def _accept(
         self, id: DeploymentId, manifest: Manifest, hash: str, data: MarketData, sender: str
     ) -> Accepted:
-        groups = {group.name: group for group in manifest}
-        given = {lease.id: groups[data.groups[lease.id.gseq].spec.name] for lease in data.leases}
+        positions = {group.name: at for at, group in enumerate(manifest)}
+        given = {lease.id: positions[data.groups[lease.id.gseq].spec.name] for lease in data.leases}
+        sealed = [self.vault.seal_group(group, str(id)) for group in manifest]
         withheld: dict[LeaseId, list[str]] = {}
-        for lease, group in given.items():
-            hosts = group.ingress_hosts()
-            if hosts or await self.hostnames.held_by(lease.group):
+        for lease, at in given.items():
+            hosts = manifest[at].ingress_hosts()
+            if hosts or (await self.leases.state(str(lease))).hosts:
                 withheld[lease] = await self.hostnames.reserve(hosts, lease.group)
 
         def accept(state: DeploymentState) -> Decision:
             # A repeat is audited, but its manifest is already there.
             known = state.newest is not None and state.newest.hash == hash
-            sealed = [] if known else [self.vault.seal_group(g, str(id)) for g in manifest]
             return Decision(
                 [
                     ManifestAccepted(
-                        id=id, hash=hash, manifest=sealed, sender=sender, leases=list(given)
+                        id=id,
+                        hash=hash,
+                        manifest=[] if known else sealed,
+                        sender=sender,
+                        leases=list(given),
                     )
                 ]
             )
@@ -180,10 +184,10 @@ class Acceptance:
         # Both are durable before the tenant is answered. They share a commit; if only the first
         # lands, reconciling hands the manifest to the leases.
         _, *handed = await asyncio.gather(
-            self.deployments.run(str(id), accept),
+            self.deployments.run(str(id), accept, optimistic=True),
             *(
-                self._hand_over(lease, hash, group, data, withheld.get(lease, []))
-                for lease, group in given.items()
+                self._hand_over(lease, hash, sealed[at], data, withheld.get(lease, []))
+                for lease, at in given.items()
             ),
         )
         ACCEPTED.inc()
@@ -199,7 +203,7 @@ class Acceptance:
         self,
         id: LeaseId,
         hash: str,
-        group: ManifestGroup,
+        group: dict[str, Any],
         data: MarketData,
         withheld: list[str],
     ) -> bool:
@@ -213,14 +217,14 @@ class Acceptance:
                     ManifestReceived(
                         id=id,
                         hash=hash,
-                        group=self.vault.seal_group(group, str(id)),
+                        group=group,
                         leased=msgspec.to_builtins(data.groups[id.gseq].spec),
                         withheld=withheld,
                     )
                 ]
             )
 
-        return bool(await self.leases.run(str(id), decide))
+        return bool(await self.leases.run(str(id), decide, optimistic=True))
 
     def open_kept(self, id: DeploymentId, kept: Kept) -> Manifest:
         """A kept manifest with its secrets."""
@@ -276,10 +280,10 @@ class Acceptance:
         if not await self._due(manager, data, id, kept.hash):
             return False
         name = data.groups[id.gseq].spec.name
-        group = next((g for g in self.open_kept(id.deployment, kept) if g.name == name), None)
+        group = next((g for g in kept.manifest if g["name"] == name), None)
         if group is None:
             return False
-        hosts = group.ingress_hosts()
+        hosts = msgspec.convert(group, ManifestGroup).ingress_hosts()
         withheld = await self.hostnames.reserve(hosts, id.group) if hosts else []
         async with manager.lock:
             return await self._hand_over(id, kept.hash, group, data, withheld)

@@ -21,6 +21,9 @@ from leasehold.events.log import Log
 BATCH = 500
 """Events a cursor reads at once."""
 
+PAUSE = 0.005
+"""Seconds a cursor lets news gather before it reads: under load one read serves many events."""
+
 
 class Bus(Service):
     """Follows the log's signals and wakes the subscriptions."""
@@ -103,6 +106,7 @@ class Subscription:
                 raise StopAsyncIteration
             self._news.clear()
             if self.seq < self._bus._seq:
+                await self._bus.clock.sleep(PAUSE)
                 await self._fill()
             else:
                 await self._news.wait()

@@ -113,7 +113,7 @@ class Hostnames:
             dropped = sorted(state.hosts_of.get(me, set()) - set(names))
             return _change(me, taken, dropped)
 
-        await self._commands.run(ENTITY_ID, decide)
+        await self._commands.run(ENTITY_ID, decide, optimistic=True)
         return withheld
 
     async def transfer(self, hosts: Iterable[str], group: GroupId) -> list[str]:

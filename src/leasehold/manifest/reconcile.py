@@ -15,6 +15,7 @@ from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.events.commands import Commands, Decision
+from leasehold.manifest.live import LiveLeases
 from leasehold.manifest.managers import Managers
 from leasehold.manifest.ports import Market, MarketLease
 from leasehold.manifest.settings import ManifestSettings
@@ -37,7 +38,7 @@ class Reconciler:
         *,
         managers: Managers,
         leases: Commands[LeaseState],
-        live: dict[LeaseId, float | None],
+        live: LiveLeases,
         serve: Callable[[LeaseId], Awaitable[bool]],
         deadline: Callable[[LeaseState], float | None],
     ) -> None:
@@ -78,7 +79,7 @@ class Reconciler:
         for id in [id for id in self.live if id not in listed]:
             state = await self.leases.state(str(id))
             if state.closed or state.won is None:
-                self.live.pop(id, None)
+                self.live.drop(id)
         for id in [id for id in self._unknown_since if id not in listed]:
             del self._unknown_since[id]
 
@@ -104,9 +105,9 @@ class Reconciler:
     async def _lease(self, lease: MarketLease) -> None:
         state = await self.leases.state(str(lease.id))
         if state.closed:
-            self.live.pop(lease.id, None)
+            self.live.drop(lease.id)
             return
-        self.live[lease.id] = self.deadline(state)
+        self.live.put(lease.id, self.deadline(state))
         if state.won is None:
             # The feed may only be late.
             now = self.clock.now()

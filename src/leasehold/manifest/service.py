@@ -28,6 +28,8 @@ from leasehold.manifest.bus import Bus
 from leasehold.manifest.hostnames import Hostnames
 from leasehold.manifest.intake import LeaseIntake, Ports
 from leasehold.manifest.limits import OwnerRate
+from leasehold.manifest.live import LiveLeases
+from leasehold.manifest.manager import Manager
 from leasehold.manifest.managers import Managers, Working
 from leasehold.manifest.ports import Capabilities, Market, MarketWriter, Resolver
 from leasehold.manifest.reconcile import Reconciler
@@ -36,12 +38,11 @@ from leasehold.manifest.state import LeaseState, fold_lease
 from leasehold.model import manifest as manifests
 from leasehold.model.events.lease import ManifestReceived
 from leasehold.model.events.manifest import LeaseHostnames
-from leasehold.model.manifest import ManifestGroup
+from leasehold.model.manifest import Manifest, ManifestGroup
 from leasehold.model.market import DeploymentId, GroupId, LeaseId
 from leasehold.model.sealing import Vault
 from leasehold.observe.engine import Engine
 
-WATCHDOGS = metrics.gauge("provider_order_watchdog", "won leases that wait for their manifest")
 SECONDS = metrics.histogram("leasehold_manifest_submit_seconds", "time from a PUT to its verdict")
 
 FINAL = ("healthy", "failed")
@@ -89,8 +90,7 @@ class ManifestService(Service):
             hostnames=self.hostnames,
             capabilities=capabilities,
         )
-        self.live: dict[LeaseId, float | None] = {}
-        """Our leases; with the time of their watchdog while they wait for a manifest."""
+        self.live = LiveLeases()
         self.managers = Managers(
             market,
             provider,
@@ -155,9 +155,17 @@ class ManifestService(Service):
         try:
             async with self._working(owner, dseq) as manager:
                 manifest = manifests.decode(body, limit=self.settings.max_manifest_bytes)
-                return await self.acceptance.submit(manager, manifest, sender or owner, permit)
+                return await self._accepted(manager, manifest, sender or owner, permit)
         finally:
             SECONDS.observe(self.clock.monotonic() - began)
+
+    async def _accepted(
+        self, manager: Manager, manifest: Manifest, sender: str, permit: Permit | None
+    ) -> Accepted:
+        accepted = await self.acceptance.submit(manager, manifest, sender, permit)
+        for lease in accepted.leases:
+            self.live.put(lease, None)
+        return accepted
 
     async def validate(
         self, owner: str, dseq: int, body: bytes, *, permit: Permit | None = None
@@ -197,7 +205,7 @@ class ManifestService(Service):
             if kept is None or not hash:
                 raise not_found("kept manifest", hash, hint="See `leasehold lease history`.")
             manifest = self.acceptance.open_kept(manager.id, kept)
-            return await self.acceptance.submit(manager, manifest, sender or owner, permit)
+            return await self._accepted(manager, manifest, sender or owner, permit)
 
     async def history(self, owner: str, dseq: int) -> list[dict[str, Any]]:
         """Kept manifests, newest first: hash, who sent it, when (seconds UTC), images."""
@@ -244,16 +252,15 @@ class ManifestService(Service):
         """Whether we hold a live lease of the deployment or are working on it."""
         self._require_running()
         id = DeploymentId(owner, dseq)
-        return id in self.managers or any(lease.deployment == id for lease in self.live)
+        return id in self.managers or self.live.has_deployment(id)
 
     def status(self) -> dict[str, Any]:
         """Deployments with a live lease, and leases that wait for their manifest."""
         self._require_running()
-        waiting = [at for at in self.live.values() if at is not None]
         return {
-            "deployments": len({lease.deployment for lease in self.live}),
-            "waiting": len(waiting),
-            "next_deadline": min(waiting, default=None),
+            "deployments": self.live.deployments,
+            "waiting": self.live.waiting,
+            "next_deadline": self.live.next_deadline(),
         }
 
     async def outcome(self, id: LeaseId, hash: str, *, timeout: float) -> LeaseState:
@@ -276,7 +283,6 @@ class ManifestService(Service):
     async def reconcile(self) -> None:
         """Compare the log with the market now."""
         await self.reconciler.once()
-        self._gauges()
 
     async def transfer_hostnames(
         self, owner: str, dseq: int, gseq: int, hosts: list[str]
@@ -297,7 +303,7 @@ class ManifestService(Service):
         before = {host: await self.hostnames.holder(host) for host in hosts}
         moved = await self.hostnames.transfer(hosts, target)
         for id in {target, *(group for group in before.values() if group is not None)}:
-            holder = self._live_lease(id)
+            holder = self.live.of_group(id)
             if holder is not None:
                 await self._tell_hosts(holder)
         return moved
@@ -305,7 +311,7 @@ class ManifestService(Service):
     async def destination(self, target: GroupId) -> tuple[LeaseId, ManifestGroup]:
         """The live lease of a group and what runs there; MALFORMED when there is none."""
         self._require_running()
-        lease = self._live_lease(target)
+        lease = self.live.of_group(target)
         if lease is None:
             raise LeaseholdError(
                 "no_destination",
@@ -343,12 +349,9 @@ class ManifestService(Service):
         return await self.acceptance.serve(self.managers.ensure(id.deployment), id)
 
     async def _lease_closed(self, id: LeaseId) -> None:
-        self.live.pop(id, None)
-        if self._live_lease(id.group) is None:
+        self.live.drop(id)
+        if self.live.of_group(id.group) is None:
             await self.hostnames.release(id.group)
-
-    def _live_lease(self, group: GroupId) -> LeaseId | None:
-        return next((lease for lease in self.live if lease.group == group), None)
 
     async def _follow(self) -> None:
         """Keep what is held in memory in step with the events."""
@@ -375,24 +378,20 @@ class ManifestService(Service):
         match event.type:
             case "lease.won":
                 timeout = self.settings.watchdog_s
-                self.live.setdefault(id, event.at + timeout if timeout else None)
+                if id not in self.live:
+                    self.live.put(id, event.at + timeout if timeout else None)
             case "manifest.received":
-                self.live[id] = None
-                self._gauges()
+                self.live.put(id, None)
                 return
             case "lease.closed" | "manifest.bid_closed":
-                self.live.pop(id, None)
+                self.live.drop(id)
             case "lease.reclaiming":
                 pass
             case _:
                 return
-        self._gauges()
         manager = self.managers.get(id.deployment)
         if manager is not None:
             manager.invalidate()
-
-    def _gauges(self) -> None:
-        WATCHDOGS.set(sum(1 for deadline in self.live.values() if deadline is not None))
 
     def _require_running(self) -> None:
         if self.state is not State.RUNNING or self.stopping:

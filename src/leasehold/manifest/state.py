@@ -45,6 +45,8 @@ class LeaseState:
     won_at: float = 0.0
     received: str = ""
     received_at: float = 0.0
+    hosts: bool = False
+    """Whether that manifest asks for host names."""
     closed: bool = False
     reclaim_deadline: float | None = None
     applied: str = ""
@@ -108,6 +110,11 @@ def fold_lease(state: LeaseState, event: Event) -> LeaseState:
             state.closed = True
         case "manifest.received":
             state.received, state.received_at = event.payload.hash, event.at
+            state.hosts = any(
+                expose.get("hosts")
+                for service in event.payload.group.get("services") or ()
+                for expose in service.get("expose") or ()
+            )
             state.failed = None
         case "manifest.bid_closed":
             state.bid_closed = True

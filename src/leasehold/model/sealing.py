@@ -1,8 +1,8 @@
 """Secrets of manifests at rest: environment values and registry passwords are sealed in place.
 
-A sealed value is ``sealed:v1:`` and base64 of a nonce and AES-256-GCM ciphertext, bound to where
-it belongs (the lease or deployment it was sealed for), so that it opens nowhere else. Everything
-around it stays readable. The key is a file of 32 bytes that is made once and is part of a backup.
+A sealed value is ``sealed:v1:`` and base64 of a nonce and AES-256-GCM ciphertext, bound to the
+deployment it belongs to, so that it opens nowhere else. Everything around it stays readable. The
+key is a file of 32 bytes that is made once and is part of a backup.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.core.ids import entropy
 from leasehold.model.manifest import ManifestGroup
 
 PREFIX = "sealed:v1:"
@@ -61,9 +62,9 @@ class Vault:
         return cls(key)
 
     def seal(self, text: str, where: str) -> str:
-        nonce = os.urandom(_NONCE)
+        nonce = entropy.take(_NONCE)
         data = nonce + self._aead.encrypt(
-            nonce, text.encode("utf-8", "surrogatepass"), where.encode()
+            nonce, text.encode("utf-8", "surrogatepass"), _bound_to(where)
         )
         return PREFIX + base64.b64encode(data).decode()
 
@@ -73,7 +74,7 @@ class Vault:
             return text
         try:
             data = base64.b64decode(text[len(PREFIX) :], validate=True)
-            clear = self._aead.decrypt(data[:_NONCE], data[_NONCE:], where.encode())
+            clear = self._aead.decrypt(data[:_NONCE], data[_NONCE:], _bound_to(where))
             return clear.decode("utf-8", "surrogatepass")
         except (ValueError, InvalidTag):
             raise LeaseholdError(
@@ -108,6 +109,11 @@ class Vault:
                         **credentials,
                         "password": change(credentials["password"]),
                     }
+
+
+def _bound_to(where: str) -> bytes:
+    """``owner/dseq`` of a deployment's, group's, order's or lease's id."""
+    return "/".join(where.split("/")[:2]).encode()
 
 
 def _change_value(entry: str, change: Any) -> str:

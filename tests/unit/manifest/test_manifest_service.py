@@ -103,7 +103,7 @@ def test_everyone_who_waits_shares_one_fetch(virtual: VirtualClock) -> None:
         async with w.up() as service:
             body = await w.deploy(simple())
             await w.win()
-            await quiet()
+            await virtual.sleep(1)
             w.market.delay = 1.0
             w.market.queries = 0
             async with asyncio.TaskGroup() as tasks:
