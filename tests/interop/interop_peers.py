@@ -49,6 +49,7 @@ class Peer:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self.id = ""
+        self.kind = ""
         self.addresses: list[str] = []
 
     async def call(self, op: str, timeout: float = 30.0, **args: Any) -> Any:
@@ -102,6 +103,7 @@ async def running_peer(kind: str) -> AsyncIterator[Peer]:
         limit=8 << 20,
     )
     peer = Peer(process)
+    peer.kind = kind
     peer._waiting[0] = asyncio.get_running_loop().create_future()
     reader = asyncio.create_task(peer._read())
     try:

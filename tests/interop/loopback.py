@@ -102,3 +102,13 @@ class Attacker:
 
     def close(self) -> None:
         self.writer.close()
+
+
+async def until(condition: Callable[[], object | Awaitable[object]], seconds: float = 5.0) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(seconds):
+        while True:
+            now = condition()
+            if (await now) if isinstance(now, Awaitable) else now:
+                return
+            await asyncio.sleep(0.01)

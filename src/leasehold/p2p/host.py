@@ -474,8 +474,10 @@ class Host(Service):
         )
 
     async def _serve_identify(self, stream: Stream, connection: Connection) -> None:
-        message = self._identity(connection).encode()
-        await stream.write(_framed(message), fin=True)
+        # The answer in a frame of its own, and the FIN after it: js-libp2p waits for ever when a
+        # stream that it only reads from ends in the frame that agrees to the protocol.
+        stream.flush()
+        await stream.write(_framed(self._identity(connection).encode()))
 
     async def _take_identify(self, stream: Stream, connection: Connection) -> None:
         self._learned(connection, await stream.read_frame(identify.MAX_MESSAGE))
@@ -513,7 +515,8 @@ class Host(Service):
             with contextlib.suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(IDENTIFY_TIMEOUT):
                     stream = await self.open_on(connection, identify.PUSH)
-                    await stream.write(_framed(self._identity(connection).encode()), fin=True)
+                    stream.flush()
+                    await stream.write(_framed(self._identity(connection).encode()))
                     stream.close()
 
     # tending

@@ -118,6 +118,13 @@ class Stream:
             await self._wait()
         return self._take(min(size, len(self._buffer)))
 
+    async def negotiated(self) -> None:
+        """Returns when the peer agreed to the protocol; raises when it did not."""
+        while self.filter is not None:
+            if self._ended():
+                raise PeerError("stream_eof", "the peer closed without agreeing to a protocol")
+            await self._wait()
+
     async def read_exactly(self, size: int) -> bytes:
         """Exactly ``size`` bytes; :class:`PeerError` ``stream_eof`` when they never come."""
         while len(self._buffer) < size or self.filter is not None:

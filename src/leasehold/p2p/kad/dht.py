@@ -243,8 +243,9 @@ class Kademlia(Service):
                 stream = await self.host.open(peer, protocol)
                 try:
                     await stream.write(_framed(body), fin=True)
-                    # Nobody answers a record. That the stream is negotiated says it arrived.
-                    await stream.read()
+                    # Nobody answers a record; some reset the stream after it, some keep it open.
+                    # That the protocol is agreed says that what went with it arrived.
+                    await stream.negotiated()
                 finally:
                     stream.close()
         except (LeaseholdError, TimeoutError):
