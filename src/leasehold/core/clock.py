@@ -80,12 +80,14 @@ class _VirtualSelector(selectors.DefaultSelector):
     """Never blocks while a timer is pending: reports the wait to the loop instead."""
 
     waited: Callable[[float], None]
+    threads = 0
+    """Work given to threads and not done: it takes no virtual time."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if timeout is None:
+        if timeout is None or self.threads:
             # Only another thread or a socket can wake us: really wait, but time stands still.
             return super().select(None)
         self.waited(timeout)
@@ -97,6 +99,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual_now = 0.0
         selector = _VirtualSelector()
         selector.waited = self._advance
+        self._waiting = selector
         super().__init__(selector)
         # A century in seconds leaves a float about half a microsecond: with a finer resolution a
         # timer that is exactly due would never count as due.
@@ -104,6 +107,17 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual_now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        future = super().run_in_executor(executor, func, *args)
+        self._waiting.threads += 1
+        future.add_done_callback(self._thread_done)
+        return future
+
+    def _thread_done(self, _future: asyncio.Future[Any]) -> None:
+        self._waiting.threads -= 1
 
     def _advance(self, seconds: float) -> None:
         self._virtual_now += seconds
