@@ -395,36 +395,43 @@ class Downloads(Service):
         if limit > self._limit(download.kind):
             raise too_large(download.digest, self._limit(download.kind))
         position = content.offset
+        start = staged.prefix
         pending = bytearray()
-        start = pending_at = staged.prefix
-        flush: asyncio.Task[None] | None = None
 
-        async def write(offset: int, data: bytes) -> None:
-            await staged.write(offset, data)
-            download.sources["origin"] = download.sources.get("origin", 0) + len(data)
-            download.notify()
+        async def flush() -> None:
+            while pending:
+                data = bytes(pending)
+                pending.clear()
+                await staged.write(staged.prefix, data)
+                download.sources["origin"] = download.sources.get("origin", 0) + len(data)
+                download.notify()
 
+        broke: LeaseholdError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                async for piece in content.chunks():
-                    # A server that ignores Range sends again what is here already.
-                    skip = max(0, start - position)
-                    position += len(piece)
-                    piece = piece[skip:]
-                    if position > limit:
-                        raise too_large(download.digest, limit)
-                    pending += piece
-                    if flush is not None and (flush.done() or len(pending) >= PENDING):
-                        await flush
-                        flush = None
-                    if flush is None and pending:
-                        flush = tasks.create_task(write(pending_at, bytes(pending)))
-                        pending_at += len(pending)
-                        pending.clear()
+                flushing: asyncio.Task[None] | None = None
+                try:
+                    async for piece in content.chunks():
+                        # A server that ignores Range sends again what is here already.
+                        skip = max(0, start - position)
+                        position += len(piece)
+                        if position > limit:
+                            raise too_large(download.digest, limit)
+                        pending += piece[skip:]
+                        if flushing is not None and (flushing.done() or len(pending) >= PENDING):
+                            await flushing
+                            flushing = None
+                        if flushing is None:
+                            flushing = tasks.create_task(flush())
+                except LeaseholdError as error:
+                    broke = error  # what came before the break is good: keep it
+                if flushing is not None:
+                    await flushing
+                await flush()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        if pending:
-            await write(pending_at, bytes(pending))
+        if broke is not None:
+            raise broke
         if download.size is not None and staged.prefix < download.size:
             raise OriginError(
                 FailureClass.TRANSIENT,

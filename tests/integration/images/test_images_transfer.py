@@ -15,15 +15,9 @@ import pytest
 
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.service import running
+from leasehold.images.memory import MemoryOrigin
 from leasehold.images.peers import no_holder
-from leasehold.images.ports import (
-    ContentKind,
-    Credentials,
-    FailureClass,
-    Holder,
-    OriginError,
-    Resolution,
-)
+from leasehold.images.ports import ContentKind, Holder, Resolution
 from leasehold.images.service import Images
 from leasehold.images.settings import ImagesSettings
 from leasehold.images.staging import CHUNK
@@ -33,64 +27,11 @@ from leasehold.p2p.keys import KeyPair
 BIG = os.urandom(3 * CHUNK + 12345)
 
 
-class FakeContent:
-    digest = None
-    media_type = "application/octet-stream"
-
-    def __init__(self, origin: FakeOrigin, data: bytes, offset: int) -> None:
-        self.origin, self.data, self.offset, self.size = origin, data, offset, len(data)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        for at in range(self.offset, len(self.data), 65536):
-            await self.origin.allowed(at)
-            piece = self.data[at : at + 65536]
-            self.origin.bytes += len(piece)
-            yield piece
-
-
-class FakeOrigin:
-    """A registry in memory: ``limit`` is how many bytes it gives before it waits."""
-
-    def __init__(self, *contents: bytes) -> None:
-        self.blobs = {Digest.of(c): c for c in contents}
-        self.bytes = 0
-        self.gets: list[str] = []
-        self.limit = 1 << 60
-        self.news = asyncio.Event()
-
-    def allow(self, limit: int) -> None:
-        self.limit = limit
-        self.news.set()
-        self.news = asyncio.Event()
-
-    async def allowed(self, at: int) -> None:
-        while at >= self.limit:
-            await self.news.wait()
-
-    async def head(self, *_: Any) -> Any:
-        raise OriginError(FailureClass.NOT_FOUND, "nothing by that name")
-
-    @contextlib.asynccontextmanager
-    async def fetch(
-        self,
-        kind: ContentKind,
-        registry: str,
-        repository: str,
-        target: str,
-        credentials: Credentials | None = None,
-        offset: int = 0,
-    ) -> AsyncIterator[FakeContent]:
-        self.gets.append(target)
-        if target not in self.blobs:
-            raise OriginError(FailureClass.NOT_FOUND, "nothing by that name")
-        yield FakeContent(self, self.blobs[Digest(target)], offset)
-
-
 class Fleet:
     """Nodes that know one another; ``puller`` reads from the origin, holders are who has it."""
 
     def __init__(
-        self, folder: Path, origin: FakeOrigin, *, mirror: bool = False, **settings: Any
+        self, folder: Path, origin: MemoryOrigin, *, mirror: bool = False, **settings: Any
     ) -> None:
         self.folder, self.origin, self.mirror = folder, origin, mirror
         self.settings = ImagesSettings(
@@ -196,7 +137,7 @@ async def fleet_of(
     count: int, folder: Path, *contents: bytes, **settings: Any
 ) -> AsyncIterator[Fleet]:
     async with contextlib.AsyncExitStack() as stack:
-        fleet = Fleet(folder, FakeOrigin(*contents), **settings)
+        fleet = Fleet(folder, MemoryOrigin(*contents), **settings)
         for index in range(count):
             await fleet.add(f"n{index}", stack)
         yield fleet
@@ -210,7 +151,7 @@ async def test_bytes_are_passed_on_while_they_arrive(tmp_path: Path, plaintext: 
         digest = Digest.of(BIG)
         await fleet.received("n3", BIG, 2 * CHUNK)
         assert not await fleet.nodes["n0"].store.has(digest), "the puller itself is not done"
-        fleet.origin.allow(1 << 60)
+        fleet.origin.allow()
         done = await asyncio.gather(*pulls)
         assert fleet.origin.bytes == len(BIG) and len(fleet.origin.gets) == 1
         assert all(set(d.sources) == {"peer:n0"} for d in done[1:])
@@ -304,7 +245,7 @@ async def test_a_client_given_bad_bytes_sees_its_transfer_broken_off(tmp_path: P
 
 async def test_the_puller_dies_and_the_rest_comes_from_the_origin(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        fleet = Fleet(tmp_path, FakeOrigin(BIG))
+        fleet = Fleet(tmp_path, MemoryOrigin(BIG))
         puller = contextlib.AsyncExitStack()
         await fleet.add("n0", puller)
         await fleet.add("n1", stack)
@@ -316,7 +257,7 @@ async def test_the_puller_dies_and_the_rest_comes_from_the_origin(tmp_path: Path
         with pytest.raises(LeaseholdError):
             await first
         fleet.holders["n1"] = []
-        fleet.origin.allow(1 << 60)
+        fleet.origin.allow()
         got = await second
         assert got.sources == {"peer:n0": 2 * CHUNK, "origin": len(BIG) - 2 * CHUNK}
         assert fleet.origin.bytes <= 2 * len(BIG)
@@ -375,4 +316,4 @@ async def test_the_transfer_contract(tmp_path: Path) -> None:
             assert chunks.json()["digests"] == [
                 hashlib.sha256(BIG[at : at + CHUNK]).hexdigest() for at in range(0, size, CHUNK)
             ]
-        assert fleet.origin.gets == [digest], "nothing asked here asks elsewhere"
+        assert fleet.origin.gets == [(digest, 0)], "nothing asked here asks elsewhere"
