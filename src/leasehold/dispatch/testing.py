@@ -10,22 +10,29 @@
 
 ``net.kill("w1")`` breaks its streams as SIGKILL would; ``net.partition("w1")`` lets them hang;
 ``net.latency`` delays every message. With a ``VirtualClock`` all of it takes no real time.
+
+:func:`cluster` is all of it in one line: ``async with cluster(handlers, workers=3) as c:``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from leasehold.core.clock import Clock, SystemClock
+from leasehold.core.service import running
+from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.registry import ClientPing, Connectivity
+from leasehold.dispatch.settings import DispatchSettings
+from leasehold.dispatch.task import Call
 from leasehold.dispatch.transport import LinkClosed, OnStream
 from leasehold.dispatch.wire import FEATURES, Hello, Request, Response
-
-if TYPE_CHECKING:
-    from leasehold.dispatch.manager import Manager
-    from leasehold.dispatch.worker import Worker
+from leasehold.dispatch.worker import Handler, Worker
 
 PIPE = 64
 """Messages one direction of a link holds before its sender waits, like a flow-control window."""
@@ -155,7 +162,8 @@ class _MemoryDialer:
         await self._network.delay(address)
         link = _Link(self._network, address, self._features)
         listener.accept(link, Hello(features=self._features, peer="memory"))
-        return _ManagerEnd(link, listener.hello)
+        known = self._features & listener.hello.features
+        return _ManagerEnd(link, msgspec.structs.replace(listener.hello, features=known))
 
 
 class MemoryNetwork:
@@ -216,3 +224,67 @@ class MemoryNetwork:
         wall = self._partitions.get(address)
         if wall is not None:
             await wall.wait()
+
+
+NETWORK, CHAIN = "test", "test-1"
+
+
+class Cluster:
+    """A manager and workers ``w1``, ``w2`` … in memory, all of network ``test``."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        net: MemoryNetwork,
+        handlers: Mapping[str, Handler],
+        settings: DispatchSettings,
+        clock: Clock,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        self.manager = manager
+        self.net = net
+        self.workers: dict[str, Worker] = {}
+        self._handlers = handlers
+        self._settings = settings
+        self._clock = clock
+        self._stack = stack
+
+    async def start(self, address: str) -> Worker:
+        """Start a worker, announce it, and wait until it is online."""
+        worker = Worker(
+            self._clock, self._settings, self._handlers, listener=self.net.listener(address)
+        )
+        await self._stack.enter_async_context(running(worker))
+        self.workers[address] = worker
+        self.net.announce(self.manager, worker)
+        while self.manager.registry.get(worker.id).state != 1:
+            await self._clock.sleep(0.001)
+        return worker
+
+    def call(self, type: str, payload: bytes = b"", **more: Any) -> Call:
+        """A call to this cluster's pool."""
+        return Call(network=NETWORK, chain_id=CHAIN, type=type, payload=payload, **more)
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    handlers: Mapping[str, Handler],
+    *,
+    workers: int = 1,
+    clock: Clock | None = None,
+    features: frozenset[str] = FEATURES,
+    **settings: Any,
+) -> AsyncIterator[Cluster]:
+    """A running :class:`Cluster`; ``features`` are the manager's, ``settings`` both sides'."""
+    clock = clock or SystemClock()
+    made = DispatchSettings(
+        **{"network": NETWORK, "chain_id": CHAIN, "managers": (), "drain_timeout": 0.5, **settings}
+    )
+    net = MemoryNetwork(clock)
+    async with contextlib.AsyncExitStack() as stack:
+        manager = Manager(clock, made, dialers=[net.dialer(features)], http=False)
+        await stack.enter_async_context(running(manager))
+        out = Cluster(manager, net, handlers, made, clock, stack)
+        for i in range(workers):
+            await out.start(f"w{i + 1}")
+        yield out

@@ -293,11 +293,14 @@ class _Stream:
         elif self._running < self.worker.settings.concurrency:
             self._start(request)
         elif len(self._waiting) < self.worker.settings.backlog:
-            self._jobs[request.id] = _Running(request.credit)
+            self._jobs[request.id] = self._job(request)
             self._waiting.append(request)
             self._idle.clear()
         else:
             self._refuse(request, "the worker is busy")
+
+    def _job(self, request: Request) -> _Running:
+        return _Running(request.credit if "credit" in self.link.hello.features else 0)
 
     def _refuse(self, request: Request, why: str) -> None:
         self._jobs.pop(request.id, None)
@@ -310,7 +313,7 @@ class _Stream:
     def _start(self, request: Request) -> None:
         job = self._jobs.get(request.id)
         if job is None:
-            job = self._jobs[request.id] = _Running(request.credit)
+            job = self._jobs[request.id] = self._job(request)
         self._running += 1
         self._idle.clear()
         metrics.WORKER_RUNNING.inc()

@@ -2,7 +2,7 @@
 
 ``FakeNode`` is a service with HTTP JSON-RPC and a websocket. ``add`` makes a block and announces
 it; ``muted`` keeps the websocket open but says nothing any more; ``broken`` heights are answered
-with an error. ``Proxy`` stands in front of it and can freeze: connections stay, bytes do not move.
+with an error. :func:`indexing` puts a manager, a worker and a store behind it. ``Proxy`` stands in front of it and can freeze: connections stay, bytes do not move.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,15 @@ import msgspec
 from leasehold.core.clock import Clock
 from leasehold.core.service import Service, running
 from leasehold.core.web import HttpServer
+from leasehold.dispatch.manager import Manager
+from leasehold.dispatch.settings import DispatchSettings
+from leasehold.dispatch.testing import MemoryNetwork
+from leasehold.dispatch.worker import Worker
 from leasehold.index.cometbft import tx_hash
+from leasehold.index.handlers import worker_handlers
+from leasehold.index.operations import Operations
+from leasehold.index.settings import IndexSettings
+from leasehold.index.store import Store
 
 FIRST_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -227,6 +236,42 @@ class FakeNode(Service):
                     self._sockets.add(push)
         finally:
             self._sockets.discard(push)
+
+
+@contextlib.asynccontextmanager
+async def indexing(
+    node: FakeNode,
+    folder: Path,
+    *,
+    store_url: str = "",
+    http: bool = False,
+    app: Callable[[Operations], Any] | None = None,
+    **changed: Any,
+) -> AsyncIterator[Operations]:
+    """Operations on ``node``: a manager and a worker in memory, a store in ``folder``.
+
+    With ``http`` the manager serves its HTTP API, with what ``app`` makes of the operations.
+    """
+    settings = IndexSettings(
+        **{"network": "cosmos", "chain_id": node.chain_id, "rpc": node.url, **changed}
+    )
+    base = DispatchSettings(
+        network="cosmos", chain_id=node.chain_id, manager_port=0, managers=(), drain_timeout=0.5
+    )
+    net = MemoryNetwork()
+    manager = Manager(settings=base, dialers=[net.dialer()], http=http)
+    store = Store(store_url) if store_url else Store.at(folder / "index.db")
+    operations = Operations(manager, store, settings)
+    operations.register()
+    if app is not None:
+        manager.mount(app(operations))
+    worker = Worker(
+        settings=base, handlers=worker_handlers(settings), listener=net.listener("worker")
+    )
+    async with running(store), running(manager), running(worker):
+        net.announce(manager, worker)
+        await manager.wait_for_worker("cosmos", node.chain_id)
+        yield operations
 
 
 class Proxy(Service):
