@@ -373,18 +373,23 @@ class Keeper:
         self._announce(process)
 
     def _fork(self, process: Process, groups: list[str]) -> int:
+        """Returns once the program runs; OSError when it could not be executed."""
         gate_r, gate_w = os.pipe2(os.O_CLOEXEC)
+        word_r, word_w = os.pipe2(os.O_CLOEXEC)  # Closed by a successful exec.
         pid = os.fork()
         if pid == 0:
+            # Out of the way of the descriptors a service is given.
+            word_w = fcntl.fcntl(word_w, fcntl.F_DUPFD_CLOEXEC, 10)
             try:
                 os.close(gate_w)
                 if os.read(gate_r, 1) != b"1":
                     os._exit(125)
-                _become(process, groups)
+                _become(process, groups, word_w)
             except BaseException as error:
-                os.write(2, f"leasehold: cannot run {process.spec['argv']}: {error}\n".encode())
+                os.write(word_w, str(error).encode())
             os._exit(127)
         os.close(gate_r)
+        os.close(word_w)
         process.start_time = _start_time(pid)
         try:
             self._write(
@@ -398,8 +403,14 @@ class Keeper:
                 }
             )
             os.write(gate_w, b"1")
-        finally:
             os.close(gate_w)
+            gate_w = -1
+            if word := os.read(word_r, 4096):
+                raise OSError(word.decode(errors="replace"))
+        finally:
+            if gate_w >= 0:
+                os.close(gate_w)
+            os.close(word_r)
         return pid
 
     def _ended(self, process: Process, code: int | None) -> None:
@@ -622,8 +633,9 @@ def _never(process: Process) -> bool:
     return bool(process.spec.get("restart", {}).get("policy") == "never")
 
 
-def _become(process: Process, groups: list[str]) -> None:
-    """In the child: join the groups, take the limits, become the program."""
+def _become(process: Process, groups: list[str], word: int) -> None:
+    """In the child: join the groups, take the limits, become the program. ``word`` stays open
+    until then."""
     spec = process.spec
     os.setsid()
     for path in groups:
@@ -636,10 +648,11 @@ def _become(process: Process, groups: list[str]) -> None:
     os.dup2(output, 2)
     env = dict(spec["env"])
     if process.listener is not None:
-        listener = fcntl.fcntl(process.listener.fileno(), fcntl.F_DUPFD, 10)
+        listener = fcntl.fcntl(process.listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
         os.dup2(listener, 3)
         env |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
-    os.closerange(4 if process.listener is not None else 3, 65536)
+    os.closerange(4 if process.listener is not None else 3, word)
+    os.closerange(word + 1, 65536)
     limits = spec.get("limits", {})
     _limit(resource.RLIMIT_CORE, 0)
     if limits.get("files"):

@@ -220,7 +220,10 @@ class Services(Service):
             if state in ("failed", "exited"):
                 raise self._not_ready(instance, f"ended ({state})")
             if instance.spec["ready"] == "started" and state == "running":
-                return
+                began = self.supervisor.states.get(instance.id)
+                await self.clock.sleep(self.settings.settle_sec)
+                if self.supervisor.states.get(instance.id) == began:
+                    return
             if instance.spec["ready"] == "rpc":
                 try:
                     await self.call(instance, "system.ready", [], rpc.Context())

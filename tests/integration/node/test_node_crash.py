@@ -22,7 +22,7 @@ from leasehold.node.spells.trigger import ClockConfig, TriggerConfig
 from leasehold.node.testing import node_in, python_service
 
 SETTINGS = NodeSettings(
-    health_sec=0, allow_downgrade=True, spell_workers=1, parallel_packages=4, deploy_attempts=1
+    health_sec=0, allow_downgrade=True, spell_workers=1, parallel_packages=4, settle_sec=0
 )
 
 CHILD = """

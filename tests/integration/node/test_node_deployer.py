@@ -455,3 +455,21 @@ async def test_no_container_runtime_is_said_and_hurts_nobody_else(tmp_path: Path
     async with node_in(tmp_path, box, echo(1), settings=QUICK) as node:
         assert "cannot run containers" in node.deployer.results["box"].message
         assert status(node) == "ready"
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (("/no/such/program",), "No such file"),
+        (("sh", "-c", "echo broken; exit 3"), "broken"),
+    ],
+)
+async def test_a_program_that_does_not_stay_up_is_no_success(
+    tmp_path: Path, run: tuple[str, ...], message: str
+) -> None:
+    restart = Restart(first_sec=0.01, attempts=2)
+    service = ServiceDistro(name="svc", run=run, ready="started", restart=restart)
+    package = PackageDistro(name="p", services=(service,))
+    async with node_in(tmp_path, package, settings=QUICK) as node:
+        assert status(node, "p") == "failed"
+        assert message in node.deployer.results["p"].message

@@ -393,16 +393,19 @@ class SpellEngine(Service):
         if self._in_progress >= self.settings.max_queued_runs:
             runs_skipped.labels("too_many").inc()
             return
-        task = self._begin(spell, state, event)
-        if ended is not None:
-            done = ended
-            task.add_done_callback(lambda _: done())
+        self._begin(spell, state, event, ended)
 
-    def _begin(self, spell: str, state: _State, event: TriggerEvent) -> asyncio.Task[Outcome]:
+    def _begin(
+        self,
+        spell: str,
+        state: _State,
+        event: TriggerEvent,
+        ended: Callable[[], None] | None = None,
+    ) -> asyncio.Task[Outcome]:
         state.running += 1
         self._in_progress += 1
         runs_now.inc()
-        return self.spawn(self._perform(spell, state, event), name=f"run {spell}")
+        return self.spawn(self._perform(spell, state, event, ended), name=f"run {spell}")
 
     async def run_now(self, spell: str) -> Outcome:
         """Run ``spell`` once, by hand, after a run under way."""
@@ -422,10 +425,18 @@ class SpellEngine(Service):
             )
         return await self._begin(spell, state, TriggerEvent("manual"))
 
-    async def _perform(self, spell: str, state: _State, event: TriggerEvent) -> Outcome:
+    async def _perform(
+        self,
+        spell: str,
+        state: _State,
+        event: TriggerEvent,
+        ended: Callable[[], None] | None,
+    ) -> Outcome:
         outcome = Outcome("error")
+        recorded = False
         try:
             outcome = await self._perform_once(spell, state, event)
+            recorded = outcome.outcome != "skipped"
         except LeaseholdError as error:
             log.warning("spell.run_failed", spell=spell, error=error.message)
             outcome.errors.append((error.code, error.message))
@@ -437,7 +448,9 @@ class SpellEngine(Service):
             self._in_progress -= 1
             runs_now.dec()
         runs_total.labels(outcome.outcome).inc()
-        if self.on_run_ended is not None:
+        if recorded and ended is not None:
+            ended()
+        if recorded and self.on_run_ended is not None:
             self.on_run_ended(spell)
         queued, state.queued = state.queued, None
         if queued is not None and self._states.get(spell) is state and not self.stopping:
