@@ -37,7 +37,7 @@ class Routes:
 
     def __init__(
         self,
-        network: NodeNetwork,
+        network: NodeNetwork | None,
         ingress: Ingress | None,
         names: Names | None,
         settings: DeploySettings,
@@ -168,6 +168,8 @@ class Routes:
             self._published[key] = Publication(key[2].lower(), number, address, port)
         if wanted or gone:
             self._save()
+        if self.network is None:
+            return
         await self.network.publish(self._published[key] for key in wanted)
         await self.network.unpublish((key[2].lower(), n) for key, n in gone.items())
 

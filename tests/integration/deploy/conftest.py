@@ -7,4 +7,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest_deploy import busybox_layer, machine, own_host  # noqa: E402, F401
+from conftest_deploy import busybox_layer, machine, own_host  # noqa: F401

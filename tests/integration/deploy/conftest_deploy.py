@@ -115,9 +115,10 @@ class Provider:
         """The first event of this type (and hash)."""
         async with asyncio.timeout(seconds):
             async for event in self.log.read(Entity("lease", str(lease)), watch=True):
-                if isinstance(event, Event) and event.type == type_:
-                    if hash is None or event.payload.hash == hash:
-                        return event
+                if not isinstance(event, Event) or event.type != type_:
+                    continue
+                if hash is None or event.payload.hash == hash:
+                    return event
         raise AssertionError("the log ended")
 
     async def events(self, lease: LeaseId = LEASE) -> list[Event]:
@@ -148,6 +149,16 @@ class Provider:
     async def get(self, host: str = "hello.localhost", path: str = "/") -> tuple[int, bytes]:
         """``(status, body)`` of a request through ingress."""
         return await http_get(self.deploy.ingress.port, host, path)
+
+
+async def eventually(true: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Look every 10 ms until it holds; ``true`` may be a coroutine function."""
+    for _ in range(int(seconds * 100)):
+        found = true()
+        if await found if asyncio.iscoroutine(found) else found:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not within {seconds:g} s")
 
 
 async def http_get(port: int, host: str, path: str = "/") -> tuple[int, bytes]:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from conftest_deploy import LEASE, MIB, Machine, group, http_get, service
+from conftest_deploy import LEASE, MIB, Machine, eventually, group, http_get, service
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.keeper.client import kill_keeper
@@ -140,11 +140,12 @@ async def test_workloads_survive_the_provider_and_are_adopted(machine: Machine) 
     machine.images.broken["img"] = LeaseholdError("down", "registry down", kind=Kind.UNAVAILABLE)
     async with load(port) as answers:
         async with machine.provider() as provider:
-            async with asyncio.timeout(10):
-                while not provider.deploy.knows(LEASE):
-                    await asyncio.sleep(0.01)
-                while (await provider.deploy.status(LEASE))["running_hash"] != "h1":
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: provider.deploy.knows(LEASE))
+
+            async def adopted() -> bool:
+                return (await provider.deploy.status(LEASE))["running_hash"] == "h1"
+
+            await eventually(adopted)
             assert {r.pid for r in await provider.deploy.runtime.replicas()} == pids
             assert provider.deploy.ingress.port == port
             # An adopted deployment can be updated like any other.
@@ -162,9 +163,11 @@ async def test_a_replica_that_ends_is_started_again_with_its_exit_told(machine: 
         os.kill(replica.pid, 9)
         exited = (await provider.until("deploy.exited")).payload
         assert (exited.status, exited.reason) == (9, "signal 9")
-        async with asyncio.timeout(10):
-            while (await provider.get())[0] != 200:
-                await asyncio.sleep(0.02)
+
+        async def answers() -> bool:
+            return (await provider.get())[0] == 200
+
+        await eventually(answers)
         (again,) = await provider.deploy.runtime.replicas()
         assert again.key == replica.key
         assert again.pid != replica.pid
@@ -176,9 +179,7 @@ async def test_the_keeper_may_be_killed(machine: Machine) -> None:
         (replica,) = await provider.deploy.runtime.replicas()
         first = provider.deploy.keeper.pid
         kill_keeper(first)
-        async with asyncio.timeout(10):
-            while provider.deploy.keeper.pid == first:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: provider.deploy.keeper.pid != first)
         (found,) = await provider.deploy.runtime.replicas()
         assert (found.pid, found.state.value) == (replica.pid, "running")
         assert (await provider.get())[0] == 200
@@ -242,19 +243,20 @@ def test_node_ports_lead_in_and_the_host_is_given_back(
         async with machine.provider(uplink=True) as provider:
             assert await http_get(port, "x") == (200, b"hello\n")
             await provider.until("deploy.healthy", "h1")
-            async with asyncio.timeout(5):
-                while not provider.deploy.knows(LEASE):
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: provider.deploy.knows(LEASE))
             await provider.close()
             await provider.until("deploy.removed")
             await provider.deploy.teardown_all()
-        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True)
-        links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True)
-        assert tables.stdout == ""
-        assert [line.split()[0] for line in links.stdout.splitlines()] == ["lo"]
+        assert await asyncio.to_thread(_output, "nft", "list", "tables") == ""
+        links = await asyncio.to_thread(_output, "ip", "-br", "link")
+        assert [line.split()[0] for line in links.splitlines()] == ["lo"]
         assert forwarding.read_text().strip() == "0"
 
     own_host(main)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 async def test_what_fails_says_why_and_leaves_nothing(machine: Machine) -> None:

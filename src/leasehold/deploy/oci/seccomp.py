@@ -24,8 +24,9 @@ _REFUSED = (
     "bpf", "io_uring_enter", "io_uring_register", "io_uring_setup", "keyctl", "add_key",
     "request_key", "mount", "move_mount", "open_tree", "mount_setattr", "fsopen", "fsconfig",
     "fsmount", "fspick", "sethostname", "setdomainname", "syslog", "reboot", "swapon", "swapoff",
-    "settimeofday", "clock_settime", "init_module", "finit_module", "delete_module", "acct", "perf_event_open", "pivot_root", "ptrace", "process_vm_readv",
-    "process_vm_writev", "setns", "umount2", "unshare", "userfaultfd",
+    "settimeofday", "clock_settime", "init_module", "finit_module", "delete_module", "acct",
+    "perf_event_open", "pivot_root", "ptrace", "process_vm_readv", "process_vm_writev",
+    "setns", "umount2", "unshare", "userfaultfd",
 )  # fmt: skip
 """Refused with EPERM: programs probe for these and expect a permission error."""
 
