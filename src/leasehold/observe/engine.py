@@ -175,8 +175,6 @@ class Engine(Service):
         wanted = task_key(id, key)
         if wanted in registration.active or wanted in registration.asleep:
             return
-        if key == "" and wanted in registration.done:
-            return
         task = self._activate(registration, wanted)
         task.option = option
         self._wake(task)
@@ -501,7 +499,7 @@ class Engine(Service):
             error=str(error),
             code=getattr(error, "code", type(error).__name__),
             parked=parked,
-            exc_info=error if not known else None,
+            exc_info=error if not known and task.failures == 1 else None,
         )
         try:
             # News that the failing run itself caused must not start it again at once.

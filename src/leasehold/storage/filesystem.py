@@ -9,6 +9,7 @@ earlier, interrupted try came, and goes on from there. What is being made has a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -34,6 +35,9 @@ from leasehold.storage.state import RepoState
 
 THREADS = 4
 """Volumes worked on at once."""
+
+SERVE_PATIENCE = 5.0
+"""Seconds a question about a repo waits for it to be served."""
 
 COMMIT_PATIENCE = 30.0
 """Seconds a thread waits for the log to take its word."""
@@ -70,6 +74,8 @@ class FileStorage:
         self.content = ContentStore(self.layout.content)
         self.enabled: dict[str, RepoInfo] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
+        self.ask: Callable[[str], None] = lambda _: None
+        """Called for a repo that is wanted and not served: wakes whoever would serve it."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._arrival: dict[str, set[asyncio.Event]] = {}
@@ -195,13 +201,18 @@ class FileStorage:
         shadow = self.layout.shadow(repo)
         old_files, old_shadow = Path(started.old_host_path), Path(started.old_shadow)
         loop = asyncio.get_running_loop()
+        frozen = (await self.repos.repo(repo)).tier == "frozen"
 
         def bring() -> bool:
             self.layout.make()
+            if frozen and old_files.exists():
+                immutable.set_tree(old_files, False)  # an immutable tree cannot be renamed
             _switch(old_files, files, self.layout.staging, f"{repo}.{workflow}.files")
             _switch(old_shadow, shadow, self.layout.staging, f"{repo}.{workflow}.shadow")
             if old_shadow.parent.parent != self.layout.root:
                 self._bring_contents(shadow, old_shadow.parent.parent)
+            if frozen:
+                immutable.set_tree(files, True)
             sync_filesystem(self.layout.root)
             # Under the lock: whoever undoes an aborted move waits until we know how it ended.
             committed = asyncio.run_coroutine_threadsafe(
@@ -229,6 +240,7 @@ class FileStorage:
             return
         files, shadow = self.layout.files / started.new_path, self.layout.shadow(repo)
         old_files, old_shadow = Path(started.old_host_path), Path(started.old_shadow)
+        frozen = (await self.repos.repo(repo)).tier == "frozen"
 
         def undo() -> None:
             for old, new in ((old_files, files), (old_shadow, shadow)):
@@ -238,7 +250,10 @@ class FileStorage:
                     _discard(new, self.layout.staging)
                 else:
                     old.parent.mkdir(parents=True, exist_ok=True)
+                    immutable.set_tree(new, False)
                     new.rename(old)
+            if frozen and old_files.exists():
+                immutable.set_tree(old_files, True)
             _prune(files.parent, self.layout.files)
             sync_filesystem(self.layout.root)
 
@@ -284,7 +299,9 @@ class FileStorage:
         await self._locked(repo, lambda: None)
 
     async def wait_enabled(self, repo: str) -> RepoInfo:
-        """Wait until the repo is served here."""
+        """Wait until the repo is served here. After a restart repos are served on demand."""
+        if repo not in self.enabled:
+            self.ask(repo)
         while repo not in self.enabled:
             event = asyncio.Event()
             waiting = self._arrival.setdefault(repo, set())
@@ -460,6 +477,10 @@ class FileStorage:
 
     async def _served(self, repo: str, tier: str = "") -> RepoState:
         state = await self.repos.repo(repo)
+        if state.host == self.host and not state.move:
+            with contextlib.suppress(TimeoutError):
+                async with self.clock.timeout(SERVE_PATIENCE):
+                    await self.wait_enabled(repo)
         if repo not in self.enabled:
             raise LeaseholdError(
                 "volume_not_here",

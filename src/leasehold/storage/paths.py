@@ -46,14 +46,18 @@ def check_global(path: str) -> str:
             elif not _NAME.fullmatch(name):
                 problem = f"contains the name {name[:40]!r}"
     if problem:
-        raise LeaseholdError(
-            "volume_path_invalid",
-            f"the volume path {problem}",
-            path="path",
-            expected="names of letters, digits and _ . : @ + -, joined by /",
-            got=path[:200],
-        )
+        raise _bad_path(problem, path)
     return path
+
+
+def _bad_path(problem: str, path: str) -> LeaseholdError:
+    return LeaseholdError(
+        "volume_path_invalid",
+        f"the volume path {problem}",
+        path="path",
+        expected="names of letters, digits and _ . : @ + -, joined by /",
+        got=path[:200],
+    )
 
 
 def is_below(path: str, prefix: str) -> bool:
@@ -64,7 +68,10 @@ def is_below(path: str, prefix: str) -> bool:
 
 def volume_path(owner: str, dseq: int, service: str, volume: str) -> str:
     """Where the volume of a lease is in the registry."""
-    return check_global(f"leases/{owner}/{dseq}/{service}/{volume}")
+    path = check_global(f"leases/{owner}/{dseq}/{service}/{volume}")
+    if path.count("/") != 4:
+        raise _bad_path("has a name with a / in it", path)
+    return path
 
 
 def repo_id(registry: str, path: str, incarnation: int = 0) -> str:
