@@ -134,6 +134,7 @@ class Gateway(Service):
             ws_ping_interval=settings.ping_s,
             ws_ping_timeout=15.0,
             server_header=False,
+            proxy_headers=False,
             **options,
         )
         await self.resources.enter_async_context(running(self.server))

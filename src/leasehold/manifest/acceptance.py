@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,7 +32,6 @@ from leasehold.manifest.state import (
     fold_deployment,
     fold_lease,
 )
-from leasehold.model import manifest as manifests
 from leasehold.model.events.lease import ManifestReceived
 from leasehold.model.events.manifest import ManifestAccepted
 from leasehold.model.manifest import Manifest, ManifestGroup
@@ -87,10 +87,14 @@ class Acceptance:
         )
 
     async def submit(
-        self, manager: Manager, manifest: Manifest, sender: str, permit: Permit | None
+        self,
+        manager: Manager,
+        manifest: Manifest,
+        hash: str,
+        sender: str,
+        permit: Permit | None,
     ) -> Accepted:
-        """Accept ``manifest`` or raise everything that is against it."""
-        hash = manifests.version_hash(manifest).hex()
+        """Accept ``manifest`` (of version ``hash``) or raise everything that is against it."""
         data, stages = await self.judge(manager, manifest, hash, permit)
         if stages:
             raise checks.refusal(stages)
@@ -128,7 +132,10 @@ class Acceptance:
                     kind=Kind.FORBIDDEN,
                     got=lease.id,
                 )
-        return data, checks.check(
+        verdict = (hash, expected, data.serial)
+        if manager.passed == verdict:
+            return data, []
+        stages = checks.check(
             manifest,
             hash,
             expected,
@@ -137,6 +144,9 @@ class Acceptance:
             blocked=self.settings.blocked_hosts,
             capabilities=self.capabilities,
         )
+        if not stages:
+            manager.passed = verdict
+        return data, stages
 
     async def _expected(self, manager: Manager, data: MarketData) -> str:
         state = await self.deployments.state(str(manager.id))
@@ -159,7 +169,14 @@ class Acceptance:
     ) -> Accepted:
         positions = {group.name: at for at, group in enumerate(manifest)}
         given = {lease.id: positions[data.groups[lease.id.gseq].spec.name] for lease in data.leases}
-        sealed = [self.vault.seal_group(group, str(id)) for group in manifest]
+        sealed: dict[int, dict[str, Any]] = {}
+
+        def seal(at: int) -> dict[str, Any]:
+            # Only when it is written: a manifest that is sent again is not.
+            if at not in sealed:
+                sealed[at] = self.vault.seal_group(manifest[at], str(id))
+            return sealed[at]
+
         withheld: dict[LeaseId, list[str]] = {}
         for lease, at in given.items():
             hosts = manifest[at].ingress_hosts()
@@ -174,7 +191,7 @@ class Acceptance:
                     ManifestAccepted(
                         id=id,
                         hash=hash,
-                        manifest=[] if known else sealed,
+                        manifest=[] if known else [seal(at) for at in range(len(manifest))],
                         sender=sender,
                         leases=list(given),
                     )
@@ -186,7 +203,7 @@ class Acceptance:
         _, *handed = await asyncio.gather(
             self.deployments.run(str(id), accept, optimistic=True),
             *(
-                self._hand_over(lease, hash, sealed[at], data, withheld.get(lease, []))
+                self._hand_over(lease, hash, partial(seal, at), data, withheld.get(lease, []))
                 for lease, at in given.items()
             ),
         )
@@ -203,7 +220,7 @@ class Acceptance:
         self,
         id: LeaseId,
         hash: str,
-        group: dict[str, Any],
+        group: Callable[[], dict[str, Any]],
         data: MarketData,
         withheld: list[str],
     ) -> bool:
@@ -217,7 +234,7 @@ class Acceptance:
                     ManifestReceived(
                         id=id,
                         hash=hash,
-                        group=group,
+                        group=group(),
                         leased=msgspec.to_builtins(data.groups[id.gseq].spec),
                         withheld=withheld,
                     )
@@ -286,7 +303,7 @@ class Acceptance:
         hosts = msgspec.convert(group, ManifestGroup).ingress_hosts()
         withheld = await self.hostnames.reserve(hosts, id.group) if hosts else []
         async with manager.lock:
-            return await self._hand_over(id, kept.hash, group, data, withheld)
+            return await self._hand_over(id, kept.hash, lambda: group, data, withheld)
 
     async def _due(self, manager: Manager, data: MarketData, id: LeaseId, hash: str) -> bool:
         """Whether the lease is live and ``hash`` is what its deployment wants to run."""

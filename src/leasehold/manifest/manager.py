@@ -10,6 +10,7 @@ for as long as the caller has time.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from leasehold.manifest.ports import (
     MarketLease,
 )
 from leasehold.manifest.settings import ManifestSettings
+from leasehold.model import manifest as manifests
+from leasehold.model.manifest import Manifest
 from leasehold.model.market import DeploymentId
 
 FETCHES = metrics.histogram(
@@ -73,6 +76,9 @@ class Manager:
         self.waiting = 0
         self.used_at = clock.monotonic()
         self.lock = asyncio.Lock()
+        self.passed: tuple[str, str, int] | None = None
+        """Hash, expected hash and fetch of the last manifest that passed all checks."""
+        self._decoded: tuple[bytes, Manifest, str] | None = None
         self.trouble: LeaseholdError | None = None
         """Why the last fetch failed: what callers are told whose time runs out."""
         self._data: MarketData | None = None
@@ -83,9 +89,13 @@ class Manager:
         self.generation += 1
         self._data = None
 
-    @property
-    def has_leases(self) -> bool:
-        return self._data is not None and bool(self._data.leases)
+    def decode(self, body: bytes) -> tuple[Manifest, str]:
+        """The manifest in ``body`` and its version hash; the last one is remembered."""
+        digest = hashlib.sha256(body).digest()
+        if self._decoded is None or self._decoded[0] != digest:
+            manifest = manifests.decode(body, limit=self.settings.max_manifest_bytes)
+            self._decoded = (digest, manifest, manifests.version_hash(manifest).hex())
+        return self._decoded[1], self._decoded[2]
 
     async def data(self, *, after: int = -1) -> MarketData:
         """Fresh enough market data.

@@ -35,7 +35,6 @@ from leasehold.manifest.ports import Capabilities, Market, MarketWriter, Resolve
 from leasehold.manifest.reconcile import Reconciler
 from leasehold.manifest.settings import ManifestSettings
 from leasehold.manifest.state import LeaseState, fold_lease
-from leasehold.model import manifest as manifests
 from leasehold.model.events.lease import ManifestReceived
 from leasehold.model.events.manifest import LeaseHostnames
 from leasehold.model.manifest import Manifest, ManifestGroup
@@ -154,15 +153,20 @@ class ManifestService(Service):
         began = self.clock.monotonic()
         try:
             async with self._working(owner, dseq) as manager:
-                manifest = manifests.decode(body, limit=self.settings.max_manifest_bytes)
-                return await self._accepted(manager, manifest, sender or owner, permit)
+                manifest, hash = manager.decode(body)
+                return await self._accepted(manager, manifest, hash, sender or owner, permit)
         finally:
             SECONDS.observe(self.clock.monotonic() - began)
 
     async def _accepted(
-        self, manager: Manager, manifest: Manifest, sender: str, permit: Permit | None
+        self,
+        manager: Manager,
+        manifest: Manifest,
+        hash: str,
+        sender: str,
+        permit: Permit | None,
     ) -> Accepted:
-        accepted = await self.acceptance.submit(manager, manifest, sender, permit)
+        accepted = await self.acceptance.submit(manager, manifest, hash, sender, permit)
         for lease in accepted.leases:
             self.live.put(lease, None)
         return accepted
@@ -175,8 +179,7 @@ class ManifestService(Service):
         Also compares with what runs: which services would be added, dropped and changed.
         """
         async with self._working(owner, dseq) as manager:
-            manifest = manifests.decode(body, limit=self.settings.max_manifest_bytes)
-            hash = manifests.version_hash(manifest).hex()
+            manifest, hash = manager.decode(body)
             data, stages = await self.acceptance.judge(manager, manifest, hash, permit)
             taken = await self.acceptance.host_conflicts(manifest, data)
             state = await self.acceptance.deployments.state(str(manager.id))
@@ -205,7 +208,7 @@ class ManifestService(Service):
             if kept is None or not hash:
                 raise not_found("kept manifest", hash, hint="See `leasehold lease history`.")
             manifest = self.acceptance.open_kept(manager.id, kept)
-            return await self._accepted(manager, manifest, sender or owner, permit)
+            return await self._accepted(manager, manifest, kept.hash, sender or owner, permit)
 
     async def history(self, owner: str, dseq: int) -> list[dict[str, Any]]:
         """Kept manifests, newest first: hash, who sent it, when (seconds UTC), images."""
