@@ -15,7 +15,7 @@ MAX_HOST = 253
 """Longest DNS name."""
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_SUBDOMAIN = re.compile(rf"^{_LABEL}(\.{_LABEL})*$")
+_SUBDOMAIN = re.compile(rf"^{_LABEL}(\.{_LABEL})*\Z")
 
 
 def is_subdomain(host: str) -> bool:

@@ -24,7 +24,7 @@ from leasehold.core.errors import Violation
 
 U32_MAX = 2**32 - 1
 U32 = Annotated[int, Meta(ge=0, le=U32_MAX)]
-Amount = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,19})$", max_length=20)]
+Amount = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,19})\Z", max_length=20)]
 """A decimal string without sign, leading zeros or exponent."""
 
 HTTP, PORT, LEASED_IP = 0, 1, 2
@@ -46,7 +46,7 @@ MAX_PRICE = 10_000_000
 GROUP_FACTOR = 50
 """A group may hold this many times the maximum of a unit, over all units and replicas."""
 
-ATTRIBUTE_KEY = re.compile(r"^[a-zA-Z][\w/.\-]{1,126}[\w*]?$", re.ASCII)
+ATTRIBUTE_KEY = re.compile(r"^[a-zA-Z][\w/.\-]{1,126}[\w*]?\Z", re.ASCII)
 
 
 class Val(Struct, frozen=True):

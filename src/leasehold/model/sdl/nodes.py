@@ -36,7 +36,7 @@ _DEEP_BLOCK = re.compile(r"^[ \t\-?:]{128}", re.MULTILINE)
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 _TRUE = frozenset(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y"))
 _FALSE = frozenset(("false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N"))
-_INTEGER = re.compile(r"^[+-]?[0-9]{1,19}$")
+_INTEGER = re.compile(r"^[+-]?[0-9]{1,19}\Z")
 
 
 class _Composer(CParser):

@@ -27,9 +27,9 @@ SIZE_FORM = "a number with k, Ki, M, Mi, G, Gi, T, Ti, P, Pi, E or Ei"
 CPU_FORM = "a number of cores (0.5) or of thousandths (500m)"
 
 _NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}"
-_SIZE = re.compile(rf"^({_NUMBER})(|k|Ki|[MGTPE]i?)$")
-_CPU = re.compile(rf"^({_NUMBER})(m?)$")
-_AMOUNT = re.compile(r"^[0-9]{1,40}(?:\.[0-9]{1,18})?$")
+_SIZE = re.compile(rf"^({_NUMBER})(|k|Ki|[MGTPE]i?)\Z")
+_CPU = re.compile(rf"^({_NUMBER})(m?)\Z")
+_AMOUNT = re.compile(r"^[0-9]{1,40}(?:\.[0-9]{1,18})?\Z")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
