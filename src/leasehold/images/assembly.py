@@ -8,7 +8,9 @@ layer borrows what it does not say from the lower ones.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from leasehold.core.errors import LeaseholdError, not_found
 from leasehold.images import oci
 from leasehold.images.download import Download, read_all, too_large
-from leasehold.images.ports import ContentKind, Credentials, FailureClass, OriginError
+from leasehold.images.ports import ContentKind, Credentials, FailureClass, OriginError, Reader
 from leasehold.images.records import Part
+from leasehold.images.staging import BLOCK, disk_errors
 from leasehold.images.store import FileReader
 from leasehold.model.digest import Digest
 from leasehold.model.reference import Reference
@@ -167,11 +170,12 @@ class Assembly:
     async def _unpack(self, digest: Digest, diff_id: Digest, below: Sequence[Path]) -> Path:
         self.tell(phase="unpacking")
         reader = await self.images.store.open(digest)
-        if not isinstance(reader, FileReader):
+        if reader is None:
             raise not_found("layer", digest, hint="It was evicted while in use.")
         began = self.images.clock.monotonic()
         try:
-            found = await self.images.layers.unpack(reader.fd, digest, diff_id, below)
+            async with _descriptor(reader, self.images.layers.root) as fd:
+                found = await self.images.layers.unpack(fd, digest, diff_id, below)
         finally:
             await reader.close()
         for part in self.parts:
@@ -220,3 +224,21 @@ class Assembly:
         if download.kind is ContentKind.BLOB:
             self._received[download.digest] = download.received
             self.tell(bytes=sum(self._received.values()))
+
+
+@contextlib.asynccontextmanager
+async def _descriptor(reader: Reader, folder: Path) -> AsyncIterator[int]:
+    """A file with the content: the store's own, or a nameless copy while it is unpacked."""
+    if isinstance(reader, FileReader):
+        yield reader.fd
+        return
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        offset = 0
+        while piece := await reader.read(offset, BLOCK):
+            with disk_errors():
+                await asyncio.to_thread(os.pwrite, fd, piece, offset)
+            offset += len(piece)
+        yield fd
+    finally:
+        os.close(fd)

@@ -2,7 +2,8 @@
 
 Each engine has a folder of drop-in files; we write ours there and remove only ours. By default an
 engine falls back to the registry when the mirror cannot help (tags always do); ``strict`` takes the
-registry away, so that nothing can bypass the mirror by digest.
+registry away, so that nothing can bypass the mirror. Tags then resolve only where the mirror is
+allowed to say what they mean (``mirror_known_tag_seconds``).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def containerd(
         path = folder / registry / "hosts.toml"
         _write(
             path,
-            ("" if strict else f'server = "{scheme}://{server}"\n\n')
+            # Without this line containerd adds the registry itself as the last host.
+            f'server = "{mirror.rstrip("/") if strict else f"{scheme}://{server}"}"\n\n'
             + f'[host."{mirror.rstrip("/")}"]\n'
             + '  capabilities = ["pull", "resolve"]\n'
             + "  skip_verify = true\n",

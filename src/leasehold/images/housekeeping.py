@@ -15,6 +15,7 @@ import msgspec
 
 from leasehold.core.errors import not_found
 from leasehold.core.logs import get_logger
+from leasehold.images.eviction import Swept
 from leasehold.images.records import Record
 from leasehold.model.digest import Digest
 
@@ -129,7 +130,7 @@ class Housekeeping:
             if path.name not in used and path.name not in mounted and not busy:
                 await images.layers.remove(path)
                 dropped += 1
-        swept = await images.evictor.sweep()
+        swept = await images.evictor.sweep() if images.evictor else Swept(0, 0, 0)
         return Collected(forgotten, dropped, swept.evicted, swept.bytes, swept.deferred)
 
 

@@ -26,6 +26,7 @@ from leasehold.core.service import Group, Service
 from leasehold.images import oci
 from leasehold.images.access import Access, denied
 from leasehold.images.assembly import Assembly, Progress, ProgressCallback, Teller
+from leasehold.images.containerd import ContainerdStore
 from leasehold.images.download import Downloads
 from leasehold.images.eviction import Evictor
 from leasehold.images.housekeeping import Housekeeping
@@ -53,7 +54,10 @@ from leasehold.model.reference import Reference
 from leasehold.p2p.keys import KeyPair
 
 SETTLE_SECONDS = 10.0
-"""Between two syncs of unpacked layers and memories to disk."""
+"""Between two syncs of unpacked layers and memories to disk, and looks whether the store answers."""
+
+PROBE = Digest.of(b"")
+"""Asked of the store to see whether it answers."""
 
 ENSURE = histogram("leasehold_images_ensure_seconds", "Reference to unpacked layers", ["cold"])
 
@@ -101,7 +105,7 @@ class Images(Service):
         self.settings = settings or ImagesSettings()
         self.registries = RegistryOrigin(self.settings, self.clock)
         self.origin: Origin = origin or self.registries
-        self.store = FileStore(root / "store", self.settings, self.clock)
+        self.store = store_of(root / "store", self.settings, self.clock)
         self.downloads = Downloads(self.store, self.origin, self.settings, self.clock)
         self.layers = Layers(root / "layers", self.settings)
         self.access = Access(root / "access.json", self.clock)
@@ -121,14 +125,23 @@ class Images(Service):
             else None
         )
         self.keeping = Housekeeping(self)
-        self.evictor = Evictor(self.store, self.settings, self.clock, self.keeping.in_use)
+        # containerd's content leaves when containerd says so.
+        self.evictor = (
+            Evictor(self.store, self.settings, self.clock, self.keeping.in_use)
+            if isinstance(self.store, FileStore)
+            else None
+        )
         self._peers: PeerClient | None = None
+        self.unready: str | None = None
+        """Why this node should not get requests: its store cannot be asked."""
 
     def cooperate(self, resolver: Resolver, announcer: Announcer | None, node: str) -> None:
         """Ask other nodes first. ``node`` is our own name among them. Call it before the start."""
         self._peers = PeerClient(self.settings, self.clock, node)
         self.downloads.peers = Peers(resolver, self._peers, self.settings, self.clock)
-        self.downloads.announcer = self.evictor.announcer = announcer
+        self.downloads.announcer = announcer
+        if self.evictor is not None:
+            self.evictor.announcer = announcer
         self.mirror.resolver = resolver
 
     async def start(self) -> None:
@@ -170,7 +183,7 @@ class Images(Service):
             await self._crowded.wait()
             self._crowded.clear()
             try:
-                if self.evictor.needed:
+                if self.evictor is not None and self.evictor.needed:
                     await self.evictor.sweep()
             except (LeaseholdError, OSError) as error:
                 log.warning("images.eviction.failed", error=str(error))
@@ -197,6 +210,10 @@ class Images(Service):
             try:
                 await self.layers.settle()
                 await asyncio.to_thread(self.access.save)
+                await self.store.has(PROBE)
+                self.unready = None
+            except LeaseholdError as error:
+                self.unready = error.message
             except OSError as error:
                 log.warning("images.settle.failed", error=str(error))
 
@@ -323,6 +340,21 @@ class Images(Service):
                         kind=Kind.TOO_LARGE,
                     )
         return Digest.of(bytes(body))
+
+
+def store_of(folder: Path, settings: ImagesSettings, clock: Clock) -> FileStore | ContainerdStore:
+    """The store the settings name."""
+    if settings.store == "disk":
+        return FileStore(folder, settings, clock)
+    if settings.store == "containerd":
+        return ContainerdStore(folder, settings, clock)
+    raise LeaseholdError(
+        "store_unknown",
+        f"there is no image store {settings.store!r}",
+        path="images.store",
+        expected="disk or containerd",
+        got=settings.store,
+    )
 
 
 __all__ = ["Image", "Images", "Progress"]
