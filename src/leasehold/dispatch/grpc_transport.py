@@ -8,6 +8,7 @@ minutes, and the protocol's own PING notices a dead peer anyway.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +38,12 @@ ATTACH = f"/{ATTACH_SERVICE}/Attach"
 aio: Any = grpc.aio
 """The published type stubs lack parts of it."""
 
-_BROKEN = (grpc.RpcError, grpc.aio.UsageError, grpc.aio.BaseError)
+_BROKEN = (
+    grpc.RpcError,
+    grpc.aio.UsageError,
+    grpc.aio.BaseError,
+    asyncio.InvalidStateError,  # "RPC already finished", from a write that lost the race
+)
 
 Metadata = tuple[tuple[str, str], ...]
 

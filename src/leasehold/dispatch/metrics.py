@@ -25,7 +25,6 @@ DISPATCH_TIME = histogram(
 )
 RUN_TIME = histogram("leasehold_dispatch_task_seconds", "Accepted until its one outcome", ["type"])
 PING_TIME = histogram("leasehold_dispatch_ping_seconds", "PING until PONG")
-BUFFERED = gauge("leasehold_dispatch_buffered_responses", "Responses no caller has taken yet")
 
 WORKER_RUNNING = gauge("leasehold_worker_running_tasks", "Handlers running")
 WORKER_STREAMS = gauge("leasehold_worker_streams", "Managers connected")

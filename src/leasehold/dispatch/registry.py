@@ -251,8 +251,13 @@ class Registry:
     async def _keep_connected(self, worker: WorkerRecord) -> None:
         failures = 0
         while self._alive(worker):
-            if await self._connect_and_serve(worker):
-                failures = 0
+            try:
+                if await self._connect_and_serve(worker):
+                    failures = 0
+            except Exception as error:
+                # Whatever one worker's stream comes up with ends that stream and nothing else.
+                log.exception("worker.failed", worker=worker.id, address=worker.address)
+                self._unreachable(worker, error)
             failures += 1
             if not self._alive(worker):
                 break

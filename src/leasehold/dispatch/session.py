@@ -191,7 +191,7 @@ class Session:
 
     def _broke(self, reason: LinkClosed) -> None:
         self.reason = str(reason)
-        log.info("stream.ended", peer=self.link.hello.peer, reason=self.reason)
+        log.debug("stream.ended", peer=self.link.hello.peer, reason=self.reason)
 
     def _request_of(self, attempt: Attempt) -> Request:
         task = attempt.task

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -119,6 +120,16 @@ class Worker(Service):
             return handler
 
         return register
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. For a program that is nothing but a worker."""
+
+        async def main() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self.request_stop)
+            await self.serve()
+
+        asyncio.run(main())
 
     async def start(self) -> None:
         settings = self.settings
