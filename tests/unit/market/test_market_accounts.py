@@ -49,7 +49,7 @@ def test_bip173_valid_strings_have_a_right_checksum(text: str) -> None:
 
 @pytest.mark.parametrize("text", BIP173_INVALID)
 def test_bip173_invalid_strings_are_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - each for its own reason
+    with pytest.raises(ValueError):
         bech32.decode(text)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Protocol
 
@@ -22,6 +24,9 @@ from leasehold.model.resources import LEASED_IP, GroupSpec, MiB
 
 SMALLEST = Decimal("0.000001")
 """Prices are multiples of this."""
+
+KILLED_S = 5.0
+"""Seconds to wait for a killed script; one stuck in the kernel must not hold up the order."""
 
 MAX_OUTPUT = 4096
 """Bytes a price script may print."""
@@ -143,10 +148,13 @@ class Script:
         except TimeoutError:
             raise _failed(f"took longer than {self._timeout:g} s", self._path) from None
         finally:
+            # The whole session: what the script started would keep our end of the pipe busy.
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+                    os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KILLED_S):
+                        await process.wait()
         if status:
             raise _failed(f"ended with status {status}", self._path)
         return output
