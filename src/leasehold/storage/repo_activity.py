@@ -237,7 +237,6 @@ class RepoActivity(Activity):
     async def _change_tier(self) -> None:
         await self.link.wait(self.context)
         processor = self.keeper.processor
-        await processor.enable_repo(await self.keeper.initializer.get_repo(self.repo))
         call = {
             "freeze": processor.freeze_repo,
             "unfreeze": processor.unfreeze_repo,
