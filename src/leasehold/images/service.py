@@ -16,7 +16,7 @@ import fcntl
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError
@@ -26,7 +26,6 @@ from leasehold.core.service import Group, Service
 from leasehold.images import oci
 from leasehold.images.access import Access, denied
 from leasehold.images.assembly import Assembly, Progress, ProgressCallback, Teller
-from leasehold.images.containerd import ContainerdStore
 from leasehold.images.download import Downloads
 from leasehold.images.eviction import Evictor
 from leasehold.images.housekeeping import Housekeeping
@@ -53,8 +52,11 @@ from leasehold.model.digest import Digest
 from leasehold.model.reference import Reference
 from leasehold.p2p.keys import KeyPair
 
+if TYPE_CHECKING:
+    from leasehold.images.containerd import ContainerdStore
+
 SETTLE_SECONDS = 10.0
-"""Between two syncs of unpacked layers and memories to disk, and looks whether the store answers."""
+"""Between two syncs of layers and memories to disk, and looks whether the store answers."""
 
 PROBE = Digest.of(b"")
 """Asked of the store to see whether it answers."""
@@ -347,6 +349,8 @@ def store_of(folder: Path, settings: ImagesSettings, clock: Clock) -> FileStore 
     if settings.store == "disk":
         return FileStore(folder, settings, clock)
     if settings.store == "containerd":
+        from leasehold.images.containerd import ContainerdStore  # grpc: only where it is used
+
         return ContainerdStore(folder, settings, clock)
     raise LeaseholdError(
         "store_unknown",
