@@ -50,6 +50,14 @@ class MarketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="transactions after which a snapshot is due; grows with the state", ge=1),
     ] = 20_000
 
+    attributes: Annotated[
+        dict[str, str],
+        Meta(description="what this provider is, as tenants may require it: region = us-west"),
+    ] = {}
+    reclamation_window_s: Annotated[
+        int,
+        Meta(description="longest notice this provider gives before it reclaims, seconds", ge=0),
+    ] = 0
     bid_deposit: Annotated[str, Meta(description="deposit of a bid, base units")] = "500000"
     min_deposit: Annotated[str, Meta(description="least deposit of a deployment, base units")] = (
         "500000"

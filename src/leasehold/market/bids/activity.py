@@ -46,7 +46,10 @@ RETRYABLE = (Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.RATE_LIMITED, Kind.INTERNAL)
 
 
 class Bidder:
-    """What the bids of one provider share. ``attributes`` are the provider's registered ones.
+    """What the bids of one provider share.
+
+    ``attributes`` (the provider's registered ones) and ``reclamation_window`` (seconds of notice it
+    gives) are by default those of the settings.
 
     Register with ``engine.register(bidder.activity, kind=BidActivity)``.
     """
@@ -61,7 +64,7 @@ class Bidder:
         clock: Clock,
         settings: MarketSettings | None = None,
         attributes: Mapping[str, str] | None = None,
-        reclamation_window: int = 0,
+        reclamation_window: int | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.provider = provider
@@ -70,8 +73,10 @@ class Bidder:
         self.inventory = inventory
         self.clock = clock
         self.settings = settings or MarketSettings()
-        self.attributes = dict(attributes or {})
-        self.reclamation_window = reclamation_window
+        self.attributes = dict(self.settings.attributes if attributes is None else attributes)
+        self.reclamation_window = (
+            self.settings.reclamation_window_s if reclamation_window is None else reclamation_window
+        )
         self.paused = False
         self.pricing = pricing.make(self.settings, rng)
         self.audits = Audits(reader, provider, clock, self.settings.auditor_cache_s)

@@ -187,5 +187,5 @@ def make(settings: MarketSettings, rng: random.Random | None = None) -> Pricing:
 
 def _failed(why: str, got: str) -> LeaseholdError:
     return LeaseholdError(
-        "price_script_failed", f"the price script {why}", kind=Kind.INTERNAL, got=got
+        "price_script_failed", f"the price script {why}", kind=Kind.INVALID, got=got
     )
