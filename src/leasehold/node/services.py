@@ -224,15 +224,33 @@ class Services(Service):
                 await self.clock.sleep(self.settings.settle_sec)
                 if self.supervisor.states.get(instance.id) == began:
                     return
-            if instance.spec["ready"] == "rpc":
-                try:
-                    await self.call(instance, "system.ready", [], rpc.Context())
-                    return
-                except LeaseholdError as error:
-                    if error.code not in ("service_unreachable", "call_timeout"):
-                        raise
+            if instance.spec["ready"] == "rpc" and await self._answers(instance):
+                return
             await self.clock.sleep(wait)
             wait = min(wait * 2, READY_RETRY_CAP)
+
+    async def _answers(self, instance: Instance) -> bool:
+        """Whether ``instance`` answers; False as soon as its process has changed its state.
+
+        A call to a process that keeps ending waits in its socket, which outlives it: without
+        looking at the state one would wait for the deadline of the call.
+        """
+        call = asyncio.ensure_future(self.call(instance, "system.ready", [], rpc.Context()))
+        change = asyncio.ensure_future(self.supervisor.changed(instance.id))
+        try:
+            await asyncio.wait({call, change}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                return False
+            await call
+            return True
+        except LeaseholdError as error:
+            if error.code not in ("service_unreachable", "call_timeout"):
+                raise
+            return False
+        finally:
+            change.cancel()
+            call.cancel()
+            await asyncio.gather(call, change, return_exceptions=True)
 
     def _not_ready(self, instance: Instance, reason: str) -> LeaseholdError:
         tail = self.logs(instance, 3)

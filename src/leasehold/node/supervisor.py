@@ -71,6 +71,7 @@ class Supervisor(Service):
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
         self._ending = False
+        self._watchers: dict[str, set[asyncio.Future[None]]] = {}
 
     async def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,18 @@ class Supervisor(Service):
         answer = await self._ask({"op": "restart", "id": id})
         return None if answer["process"] is None else self._seen(answer["process"])
 
+    async def changed(self, id: str) -> None:
+        """Return at the next change of state of ``id``."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watchers = self._watchers.setdefault(id, set())
+        watchers.add(future)
+        try:
+            await future
+        finally:
+            watchers.discard(future)
+            if not watchers:
+                self._watchers.pop(id, None)
+
     async def shutdown_keeper(self) -> None:
         """End every process and the keeper. For tests and for removing a node."""
         self._ending = True
@@ -118,6 +131,9 @@ class Supervisor(Service):
 
     def _seen(self, raw: object) -> ProcessState:
         state = msgspec.convert(raw, ProcessState)
+        for future in self._watchers.get(state.id, ()):
+            if not future.done():
+                future.set_result(None)
         if state.state == "stopped":
             self.states.pop(state.id, None)
         else:

@@ -61,9 +61,11 @@ class Pool(Service):
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def start(self) -> None:
+        # A resource rather than a stop: workers must end on a cancelled start or stop too.
+        self.resources.push_async_callback(self._end_all)
         self._idle.extend(await asyncio.gather(*(self._start_one() for _ in range(self.warm))))
 
-    async def stop(self) -> None:
+    async def _end_all(self) -> None:
         await asyncio.gather(*(worker.end() for worker in list(self._all)))
         alive.dec(len(self._all))
         self._all.clear()
