@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from leasehold.core.service import running
 from leasehold.index.testing import FakeNode, indexing
 from leasehold.model.chain import LatestData

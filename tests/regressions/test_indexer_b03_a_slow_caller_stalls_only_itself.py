@@ -21,7 +21,8 @@ sent = 0
 
 async def flood(job: Job) -> AsyncIterator[Reply]:
     global sent
-    for sent in range(5000):
+    for n in range(5000):
+        sent = n
         yield Reply("Drop", b"x")
 
 

@@ -18,6 +18,7 @@ from leasehold.index.settings import IndexSettings
 from leasehold.manifest.settings import ManifestSettings
 from leasehold.market.settings import MarketSettings
 from leasehold.observe.settings import ObserveSettings
+from leasehold.schedule.settings import ScheduleSettings
 from leasehold.storage.settings import StorageSettings
 
 FILE = "leasehold.toml"
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     market: MarketSettings = MarketSettings()
     dispatch: DispatchSettings = DispatchSettings()
     index: IndexSettings = IndexSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     manifest: ManifestSettings = ManifestSettings()
     images: ImagesSettings = ImagesSettings()
     storage: StorageSettings = StorageSettings()

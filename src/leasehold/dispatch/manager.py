@@ -33,10 +33,10 @@ log = get_logger(__name__)
 class Manager(Service):
     """``async with running(Manager(clock, settings)) as manager: await manager.call(...)``.
 
-    ``dialers`` are transports by type (default: gRPC). ``app`` is an ASGI application that gets the
-    HTTP requests the manager has no route for, as the index's REST API; its JSON-RPC methods are
-    registered with :meth:`method`. With ``http=False`` the manager has no HTTP server: workers are then
-    registered through :attr:`registry`.
+    ``dialers`` are transports by type (default: gRPC). ``app`` is an ASGI application that gets
+    the HTTP requests the manager has no route for, as the index's REST API; JSON-RPC methods are
+    registered with :meth:`method`. With ``http=False`` the manager has no HTTP server: workers are
+    then registered through :attr:`registry`.
     """
 
     def __init__(

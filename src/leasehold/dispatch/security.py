@@ -23,7 +23,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def check_token(expected: str, header: str | None) -> None:
-    """``header`` is the value of ``authorization``; LeaseholdError when a token is wanted and wrong."""
+    """Compare ``authorization`` with the join token; LeaseholdError ``bad_join_token``."""
     if expected and not hmac.compare_digest(f"Bearer {expected}".encode(), (header or "").encode()):
         raise LeaseholdError(
             "bad_join_token",

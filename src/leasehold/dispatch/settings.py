@@ -107,7 +107,8 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     attach_port: Annotated[
         int,
         Meta(
-            description="port on which a manager accepts workers that cannot be dialled; -1 for none",
+            description="port on which a manager accepts workers that cannot be dialled;"
+            " -1 for none",
             ge=-1,
             le=65535,
         ),
@@ -138,7 +139,7 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Meta(
             description="join token: workers and managers that do not know it are refused;"
             " empty for none",
-            extra_json_schema={"secret": True},
+            extra={"secret": True},
         ),
     ] = ""
     tls_cert: Annotated[str, Meta(description="PEM file of the own certificate; empty: no TLS")] = (

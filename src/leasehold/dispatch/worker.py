@@ -70,7 +70,7 @@ class Reply(msgspec.Struct, gc=False):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A task as its handler sees it. ``timeout``: seconds it was given; ``attempt`` counts from 1."""
+    """A task as its handler sees it; ``timeout`` in seconds, ``attempt`` counts from 1."""
 
     id: str
     type: str

@@ -2,12 +2,14 @@
 
 Open this for that:
 
-``rpc``         CometBFT's JSON-RPC: ``status``, ``block``, ``block_results``, ``tx_search``, websocket
+``rpc``         a node's JSON-RPC and websocket
 ``cometbft``    its answers, in every shape from 0.34 to 0.38, as the common structures
 ``cosmos``      what a Cosmos transaction means: messages, fee, memo, transfers
 ``handlers``    the tasks a worker offers: ``GetTransactions``, ``GetLatestMark``
 ``sync``        a range of heights, cut in slices, fetched by workers, written to the store
-``store``       blocks, transactions and coverage in SQLite or PostgreSQL
+``store``       blocks, transactions and coverage in SQLite or PostgreSQL (``schema``, ``rows``)
+``search``      finding transactions
+``operations``  what a manager does with all that; ``api`` is it over HTTP
 ``follower``    new blocks as they come, none left out
 ``ranges``      arithmetic of heights: consecutive runs, windows, what is missing
 """

@@ -188,7 +188,7 @@ def decode_height(
 def decode_search(
     data: bytes, *, version: str = "", parse: bool = True
 ) -> tuple[list[Transaction], int]:
-    """One page of ``tx_search`` and how many there are. Block hash, time and chain are not in it."""
+    """One page of ``tx_search`` and how many there are; without block hash, time and chain."""
     answer = _decode(_search, data, "tx_search")
     encoded = _is_base64(None, version, [found.tx_result.events or [] for found in answer.txs])
     transactions = []

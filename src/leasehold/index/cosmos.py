@@ -92,7 +92,7 @@ def _describe(index: int, type_: str, events: Sequence[Event], error: str) -> Tr
 
 
 def _by_message(events: Sequence[Event], count: int) -> list[list[Event]]:
-    """Events of each message: those that carry its ``msg_index``; without any, all are the first's."""
+    """Events by message, as their ``msg_index`` says; without any, all are the first's."""
     groups: list[list[Event]] = [[] for _ in range(count)]
     if not groups:
         return groups

@@ -59,7 +59,7 @@ def clipped(covered: Iterable[Range], first: int, last: int) -> list[Range]:
 
 
 def watermark(covered: Iterable[Range], start: int) -> int:
-    """The last height up to which everything from ``start`` on is covered; ``start - 1`` if none."""
+    """The height up to which everything from ``start`` on is covered; ``start - 1`` if none."""
     for first, last in merged(covered):
         if first <= start <= last:
             return last

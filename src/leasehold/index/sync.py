@@ -55,7 +55,7 @@ class Synced(msgspec.Struct, omit_defaults=True):
 
 
 class Sync:
-    """Fetches through ``manager`` into ``store``; ``on_written`` sees heights once they are durable."""
+    """Fetches through ``manager`` into ``store``; ``on_written`` sees heights once durable."""
 
     def __init__(
         self,

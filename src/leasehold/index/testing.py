@@ -2,7 +2,8 @@
 
 ``FakeNode`` is a service with HTTP JSON-RPC and a websocket. ``add`` makes a block and announces
 it; ``muted`` keeps the websocket open but says nothing any more; ``broken`` heights are answered
-with an error. :func:`indexing` puts a manager, a worker and a store behind it. ``Proxy`` stands in front of it and can freeze: connections stay, bytes do not move.
+with an error. ``Proxy`` stands in front of it and can freeze: connections stay, bytes do not move.
+:func:`indexing` puts a manager, a worker and a store behind a node.
 """
 
 from __future__ import annotations

@@ -59,5 +59,5 @@ class ScheduleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str, Meta(description="user of the HTTP API; empty together with the password: open")
     ] = ""
     auth_password: Annotated[
-        str, Meta(description="password of the HTTP API", extra_json_schema={"secret": True})
+        str, Meta(description="password of the HTTP API", extra={"secret": True})
     ] = ""
