@@ -23,29 +23,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from leasehold.core import metrics
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
-from leasehold.core.service import Service, State, not_running
+from leasehold.core.service import State, not_running
 from leasehold.events import schema
+from leasehold.events.batch import Request
 from leasehold.events.event import (
     Checkpoint,
     DueTimer,
     Entity,
     Event,
     Head,
-    NewEvent,
     Signal,
     Subscribed,
-    Timer,
     WillBlock,
 )
-from leasehold.events.log import Trimmed, refuse_oversized
+from leasehold.events.group import GroupCommit
+from leasehold.events.log import Trimmed
 from leasehold.events.recent import Recent
 from leasehold.events.settings import EventsSettings
-from leasehold.events.signals import SignalHub
-from leasehold.events.sqlite_writer import Request, Writer
+from leasehold.events.sqlite_writer import Writer
 
 READERS = 4
 """Threads, each with a read-only connection."""
@@ -57,26 +55,14 @@ FIRST_PAGE = 16
 """Events fetched by the first query of a read: who wants one event should not load a megabyte of
 them. Each further page is four times as long, up to :data:`PAGE`."""
 
-BATCH_EVENTS = 5_000
-"""Events after which a batch is closed; a single larger append is a batch of its own."""
-
 IDLE = 0.25
 """Seconds without an append after which the WAL is copied back."""
 
 log = get_logger(__name__)
 T = TypeVar("T")
 
-BATCH_SIZES = metrics.histogram(
-    "leasehold_events_batch_appends",
-    "Appends made durable by one fsync",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
-)
-APPEND_SECONDS = metrics.histogram(
-    "leasehold_events_append_seconds", "Time from the call of an append to its answer"
-)
 
-
-class SqliteLog(Service):
+class SqliteLog(GroupCommit):
     """A :class:`leasehold.events.log.Log` in the file ``path`` (made when missing)."""
 
     def __init__(
@@ -85,19 +71,12 @@ class SqliteLog(Service):
         clock: Clock | None = None,
         settings: EventsSettings | None = None,
     ) -> None:
-        super().__init__("event log", clock=clock)
+        super().__init__(clock, settings)
         self.path = Path(path)
-        self.settings = settings or EventsSettings()
         self._inbox: queue.SimpleQueue[list[Request] | Callable[[Writer], None] | None] = (
             queue.SimpleQueue()
         )
-        self._pending: list[Request] = []
-        self._busy = False
-        self._closed = False
-        self._room = asyncio.Semaphore(self.settings.max_pending_appends)
-        self._idle = asyncio.Event()
         self._wrote = asyncio.Event()
-        self._hub = SignalHub()
         self._recent = Recent()
         self._last_seq = 0
         self._local = threading.local()
@@ -115,15 +94,7 @@ class SqliteLog(Service):
         )
         self._writer.start()
         self._last_seq = await ready
-        self._idle.set()
         self.spawn(self._copy_back_when_idle(), name="wal")
-
-    async def stop(self) -> None:
-        self._closed = True
-        await self._idle.wait()
-
-    async def close(self) -> None:
-        await self.shutdown()
 
     def _close(self) -> None:
         self._closed = True
@@ -160,42 +131,16 @@ class SqliteLog(Service):
             db.close()
             os.close(lock)
 
+    def _submit(self, batch: list[Request]) -> None:
+        self._inbox.put(batch)
+
     def _done(self, batch: list[Request]) -> None:
-        """Back in the loop: answer the callers, tell the readers, hand over what gathered."""
-        signals = []
-        for request in batch:
-            if request.fresh:
-                last = request.fresh[-1]
-                self._last_seq = last.seq
-                self._recent.add(request.fresh)
-                signals.append(Signal(request.entity, last.id, last.seq))
-            elif request.timers and request.error is None:
-                signals.append(Signal(request.entity, request.head, request.head_seq))
-            if request.future.done():
-                continue
-            if request.error is not None:
-                request.future.set_exception(request.error)
-            else:
-                request.future.set_result(request.result)
-        if signals:
-            self._hub.publish(signals)
-        BATCH_SIZES.observe(len(batch))
-        if self._pending:
-            self._hand_over()
-        else:
-            self._busy = False
-            self._idle.set()
+        super()._done(batch)
         self._wrote.set()
 
-    def _hand_over(self) -> None:
-        size = taken = 0
-        for request in self._pending:
-            size += len(request.events) + 1
-            if taken and size > BATCH_EVENTS:
-                break
-            taken += 1
-        batch, self._pending = self._pending[:taken], self._pending[taken:]
-        self._inbox.put(batch)
+    def _committed(self, events: Sequence[Event]) -> None:
+        self._last_seq = events[-1].seq
+        self._recent.add(events)
 
     async def _copy_back_when_idle(self) -> None:
         """Copy the WAL into the database between bursts, or in one when it is too long."""
@@ -230,33 +175,6 @@ class SqliteLog(Service):
 
         self._inbox.put(run)
         return await done
-
-    # -- appending -----------------------------------------------------------------------------
-
-    async def append(
-        self,
-        entity: Entity,
-        parent: str | None,
-        events: Sequence[NewEvent],
-        *,
-        timers: Sequence[Timer] = (),
-        checkpoint: Checkpoint | None = None,
-        epoch: int | None = None,
-    ) -> list[Event]:
-        refuse_oversized(entity, events)
-        began = self.clock.monotonic()
-        async with self._room:
-            if self._closed or self.state not in (State.RUNNING, State.STOPPING):
-                raise not_running(self.name)
-            future: asyncio.Future[list[Event]] = self._loop.create_future()
-            self._pending.append(Request(entity, parent, events, timers, checkpoint, future))
-            if not self._busy:
-                self._busy = True
-                self._idle.clear()
-                self._loop.call_soon(self._hand_over)
-            result = await future
-        APPEND_SECONDS.observe(self.clock.monotonic() - began)
-        return result
 
     async def trim(self, entity: Entity, keep_from: str) -> int:
         self._recent.forget(entity)

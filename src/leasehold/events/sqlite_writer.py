@@ -1,9 +1,8 @@
 """The one writer of a SQLite log: a batch of appends becomes one durable transaction.
 
-The appends of a batch are decided in memory, one after the other, upon the heads as the ones
-before them left them; a refused one costs its caller an error and nobody else anything. What was
-accepted is then written by a handful of set-wise statements and made durable by one fsync. When
-the transaction fails, the whole batch fails and nothing of it is known.
+The appends are decided in memory (see ``batch``); what was accepted is written by a handful of
+set-wise statements and made durable by one fsync. When the transaction fails, nothing of it is
+known.
 
 Everything here runs in the writer's thread.
 """
@@ -14,40 +13,14 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
-from leasehold.events.event import Checkpoint, Entity, Event, NewEvent, Timer
-from leasehold.events.log import ANY, VersionConflict
+from leasehold.events.batch import HeadState, Request, decide
+from leasehold.events.event import Checkpoint, Entity, Event, Timer
 
 CACHED_HEADS = 200_000
 """Heads kept in memory, about 300 bytes each; others are read when needed."""
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One append and, after :meth:`Writer.commit`, what became of it."""
-
-    entity: Entity
-    parent: str | None
-    events: Sequence[NewEvent]
-    timers: Sequence[Timer]
-    checkpoint: Checkpoint | None
-    future: Any = None
-    result: list[Event] = field(default_factory=list)
-    fresh: list[Event] = field(default_factory=list)
-    head: str = ""
-    head_seq: int = 0
-    error: LeaseholdError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Head:
-    eid: int
-    id: str | None
-    seq: int
-    stored: bool
 
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -58,7 +31,7 @@ class Writer:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
-        self._heads: dict[Entity, _Head] = {}
+        self._heads: dict[Entity, HeadState] = {}
         self._reload()
 
     def _reload(self) -> None:
@@ -80,23 +53,23 @@ class Writer:
         except Exception as error:
             self._reload()
             for request in batch:
-                request.error, request.result, request.fresh = None, [], []
+                request.refuse(None)
             if len(batch) > 1 and not isinstance(error, sqlite3.OperationalError):
                 # One of them cannot be stored; the others shall not suffer for it.
                 for request in batch:
                     self.commit([request], at)
                 return
             for request in batch:
-                request.error = _refusal(error)
+                request.refuse(_refusal(error))
 
     def _write(self, batch: Sequence[Request], at: float) -> None:
         self._load_heads({request.entity for request in batch})
         known = self._known(batch)
-        changed: dict[Entity, _Head] = {}
-        side: list[Statement] = []
-        for request in batch:
-            self._decide(request, at, known, changed, side)
-        fresh = [event for request in batch for event in request.fresh]
+        decided = decide(batch, at, self._heads, known, self.last_seq)
+        self.last_seq = decided.last_seq
+        changed, fresh = decided.changed, decided.fresh
+        side = [_timer(head.eid, timer) for head, timer in decided.timers]
+        side += [_checkpoint(head.eid, checkpoint) for head, checkpoint in decided.checkpoints]
         if changed:
             self.db.executemany(
                 "INSERT INTO entities (eid, kind, id, head, head_seq) VALUES (?, ?, ?, ?, ?)"
@@ -119,38 +92,6 @@ class Writer:
         for sql, group in itertools.groupby(side, key=lambda statement: statement[0]):
             self.db.executemany(sql, [values for _, values in group])
 
-    def _decide(
-        self,
-        request: Request,
-        at: float,
-        known: dict[tuple[Entity, str], Event],
-        changed: dict[Entity, _Head],
-        side: list[Statement],
-    ) -> None:
-        entity = request.entity
-        head = self._heads[entity]
-        found = [known.get((entity, new.id)) for new in request.events]
-        if request.parent != ANY and request.parent != head.id:
-            if request.events and None not in found:
-                request.result = [event for event in found if event is not None]
-            else:
-                request.error = VersionConflict(entity, request.parent, head.id)
-            return
-        for new, old in zip(request.events, found, strict=True):
-            if old is None:
-                self.last_seq += 1
-                old = Event(self.last_seq, entity, new.id, head.id, new.type, new.data, at)
-                head.id, head.seq = new.id, self.last_seq
-                known[entity, new.id] = old
-                request.fresh.append(old)
-            request.result.append(old)
-        if request.fresh or not head.stored:
-            changed[entity] = head
-        request.head, request.head_seq = head.id or "", head.seq
-        side.extend(_timer(head.eid, timer) for timer in request.timers)
-        if request.checkpoint is not None:
-            side.append(_checkpoint(head.eid, request.checkpoint))
-
     def _load_heads(self, entities: set[Entity]) -> None:
         missing = entities.difference(self._heads)
         if len(self._heads) + len(missing) > CACHED_HEADS:
@@ -166,11 +107,11 @@ class Writer:
             (json.dumps(list(missing)),),
         )
         for kind, id, eid, head, seq in rows:
-            self._heads[Entity(kind, id)] = _Head(eid, head, seq, True)
+            self._heads[Entity(kind, id)] = HeadState(eid, head, seq, True)
         for entity in missing:
             if entity not in self._heads:
                 self._last_eid += 1
-                self._heads[entity] = _Head(self._last_eid, None, 0, False)
+                self._heads[entity] = HeadState(self._last_eid, None, 0, False)
 
     def _known(self, batch: Sequence[Request]) -> dict[tuple[Entity, str], Event]:
         """Those of the batch's events that are in the log already."""
