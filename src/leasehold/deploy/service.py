@@ -116,6 +116,8 @@ class DeployActivity(Reconciler):
         self.manifests = {h: m for h, m in self.manifests.items() if h in keep}
 
     async def settle(self) -> Outcome:
+        if self.service.dismantled:
+            return Outcome.SLEEP
         lease = LeaseId.parse(self.entity.id)
         inventory = self.service.inventory
         if self.removed and self.closed:
@@ -211,6 +213,8 @@ class DeployService(Service):
             last_of=self._last_of,
         )
         self.inventory = Inventory([])
+        self.dismantled = False
+        """Set by :meth:`teardown_all`: nothing is brought up again until the next start."""
         self._deployments: dict[LeaseId, Deployment] = {}
         self._services = Group(
             [self.keeper, self.network, self.names, self.ingress, self.runtime],
@@ -408,6 +412,7 @@ class DeployService(Service):
         The leases are not closed by it: a provider that starts again deploys them anew.
         """
         removed = []
+        self.dismantled = True
         await self._let_go()
         for replica in await self.runtime.replicas():
             await self.runtime.remove_replica(replica.key)

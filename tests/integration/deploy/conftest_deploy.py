@@ -232,7 +232,7 @@ def service(
         "count": count,
         "resources": {
             "id": 1,
-            "cpu": {"units": {"val": "500"}},
+            "cpu": {"units": {"val": "4000"}},
             "memory": {"size": {"val": str(memory)}},
             "storage": storage,
             "gpu": {"units": {"val": "0"}},
@@ -260,9 +260,6 @@ def busybox_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for applet in listed.stdout.split():
         if applet != "busybox":
             (layer / "bin" / applet).symlink_to("busybox")
-    # The folders above it are private to pytest; containers must be able to pass.
-    for parent in layer.parents[:3]:
-        parent.chmod(0o755)
     return layer
 
 
@@ -270,8 +267,6 @@ def busybox_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(tmp_path: Path, busybox_layer: Path) -> Iterator[Machine]:
     if os.geteuid() != 0:
         pytest.skip("containers need root")
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     made = Machine(
         tmp_path,
         DeploySettings(
@@ -281,7 +276,7 @@ def machine(tmp_path: Path, busybox_layer: Path) -> Iterator[Machine]:
             uplink=False,
             stop_grace=0.5,
             restart_first=0.05,
-            drain=5.0,
+            drain=15.0,
         ),
         FakeImages(busybox_layer),
         FakeVolumes(tmp_path / "volumes"),

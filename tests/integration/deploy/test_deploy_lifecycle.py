@@ -60,7 +60,7 @@ def _nothing_left(machine: Machine) -> None:
 
 
 @contextlib.asynccontextmanager
-async def load(port: int, rate: int = 500) -> AsyncIterator[list[tuple[int, bytes]]]:
+async def load(port: int, rate: int = 300) -> AsyncIterator[list[tuple[int, bytes]]]:
     """Requests at ``rate`` a second for as long as the block lasts; everything but 200 is noted."""
     answers: list[tuple[int, bytes]] = []
     pending: set[asyncio.Task[None]] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,17 +133,15 @@ async def test_a_paused_provider_offers_nothing() -> None:
 async def test_nothing_is_oversold_by_bids(story: list[tuple[str, int, int]]) -> None:
     inventory = Inventory([node("a", 3000), node("b", 2000)])
     for action, number, count in story:
-        try:
-            if action == "reserve":
+        if action == "reserve":
+            with contextlib.suppress(LeaseholdError):
                 await inventory.reserve(order(number), group(unit(count)))
-            elif action == "release":
-                await inventory.release(order(number))
-            elif action == "allocate" and order(number) in inventory.reservations:
-                inventory.allocate(order(number), group(unit(count)))
-            elif action == "free":
-                inventory.free(order(number))
-        except LeaseholdError as error:
-            assert error.code == "no_capacity"
+        elif action == "release":
+            await inventory.release(order(number))
+        elif action == "allocate" and order(number) in inventory.reservations:
+            inventory.allocate(order(number), group(unit(count)))
+        elif action == "free":
+            inventory.free(order(number))
         assert all(left.cpu >= 0 for left in inventory.available().values())
     for number in range(6):
         inventory.free(order(number))

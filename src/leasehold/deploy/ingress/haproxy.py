@@ -318,6 +318,9 @@ class Ingress(Service):
                     target.draining.remove(slot)
             self._write()
             backend = name(target.backend)
+            # Whoever is still being served past our patience hears so now, not at a timeout.
+            for slot in slots:
+                await self._command(f"shutdown sessions server {backend}/s{slot}")
             await self._must(*(f"set server {backend}/s{slot} state maint" for slot in slots))
 
     async def _sessions(self, backend: int, slots: list[int]) -> int:

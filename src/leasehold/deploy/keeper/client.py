@@ -39,6 +39,8 @@ class KeeperClient(Service):
         super().__init__("keeper", clock=clock)
         self.folder = folder
         self.pid = 0
+        self.roots = Path()
+        """Below it, a directory a container, seen by the keeper and what it starts only."""
         self.on_event: list[Callable[[dict[str, Any]], None]] = []
         self.on_reconnect: list[Callable[[], None]] = []
         self._sock: socket.socket | None = None
@@ -143,6 +145,7 @@ class KeeperClient(Service):
                 got=hello["version"],
             )
         self.pid = hello["pid"]
+        self.roots = Path(hello["roots"])
 
     def _try(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

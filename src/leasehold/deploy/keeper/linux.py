@@ -114,6 +114,12 @@ def move_mount(fd: int, target: str | Path) -> None:
     _check(result, f"move_mount to {target}")
 
 
+def exchange(one: str, other: str) -> None:
+    """Swap two files by name in one step (``renameat2`` with RENAME_EXCHANGE)."""
+    result = _libc.renameat2(-100, _path(one), -100, _path(other), ctypes.c_uint(2))
+    _check(result, f"exchange {one}")
+
+
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """``openat2`` with the tree of ``root_fd`` as "/": no symlink leads out of it."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)

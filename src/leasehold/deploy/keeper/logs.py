@@ -13,6 +13,8 @@ import os
 import time
 from typing import Any
 
+from leasehold.deploy.keeper import linux
+
 CHUNK = 64 * 1024
 """Bytes read at once: the size of a pipe."""
 
@@ -41,15 +43,21 @@ class LogFile:
         self.size += os.write(self.fd, data)
 
     def _rotate(self) -> None:
+        """``path`` is there at every moment: a reader never finds nothing."""
+        full = f"{self.path}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        fresh = os.open(full, flags, 0o600)
+        linux.exchange(full, self.path)
         os.close(self.fd)
-        for number in range(self.files - 1, 0, -1):
-            older = f"{self.path}.{number}"
-            newer = f"{self.path}.{number - 1}" if number > 1 else self.path
+        self.fd, self.size = fresh, 0
+        for number in range(self.files - 1, 1, -1):
+            newer = f"{self.path}.{number - 1}"
             if os.path.exists(newer):
-                os.replace(newer, older)
+                os.replace(newer, f"{self.path}.{number}")
         if self.files == 1:
-            os.unlink(self.path)
-        self._open()
+            os.unlink(full)
+        else:
+            os.replace(full, f"{self.path}.1")
 
     def close(self) -> None:
         os.close(self.fd)

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ class Keeper:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.roots = make_roots(folder)
         self.ranges = rootfs.IdRanges()
         self.kept: dict[str, Kept] = {}
         self.held: dict[str, int] = {}
@@ -137,6 +139,9 @@ class Keeper:
             self._loop.remove_reader(listener)
         os.unlink(path)
         self.journal.close()
+        with contextlib.suppress(OSError):
+            os.rmdir(self.roots)
+            os.rmdir(os.path.dirname(self.roots))
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -206,6 +211,7 @@ class Keeper:
         return {
             "version": VERSION,
             "pid": os.getpid(),
+            "roots": self.roots,
             "running": sum(kept.running for kept in self.kept.values()),
             "held": sorted(self.held),
         }
@@ -249,7 +255,7 @@ class Keeper:
             return await self._run(id, message)
 
     async def _run(self, id: str, message: Message) -> Any:
-        home = f"{self.folder}/c/{id}"
+        home = f"{self.roots}/{id}"
         record = {
             "kind": "container",
             "state": "starting",
@@ -439,7 +445,7 @@ class Keeper:
                     await kept.ended.wait()
         self._release(kept)
         with contextlib.suppress(OSError):
-            rootfs.remove(f"{self.folder}/c/{kept.id}")
+            rootfs.remove(f"{self.roots}/{kept.id}")
         if kept.record.get("pid_file"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(kept.record["pid_file"])
@@ -592,6 +598,24 @@ def _bind_short(listener: socket.socket, folder: str) -> None:
     finally:
         os.fchdir(here)
         os.close(here)
+
+
+def make_roots(folder: str) -> str:
+    """Where roots are assembled: a place that every user may pass through.
+
+    Root inside a container is nobody outside and could not even look up its own root below a
+    folder that is private to root, as a home directory is.
+    """
+    name = hashlib.sha256(folder.encode()).hexdigest()[:12]
+    for base in ("/run/leasehold", "/tmp/leasehold"):
+        try:
+            os.makedirs(f"{base}/{name}", mode=0o711, exist_ok=True)
+            os.chmod(base, 0o711)
+            os.chmod(f"{base}/{name}", 0o711)
+            return f"{base}/{name}"
+        except OSError:
+            continue
+    raise OSError("neither /run nor /tmp can be written to")
 
 
 def arrange_cgroups() -> str:

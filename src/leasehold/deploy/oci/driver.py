@@ -231,7 +231,7 @@ class OciRuntime(Service):
 
     def _plan(self, order: Order, mounts: list[VolumeMount], netns: str) -> bundle.Plan:
         service, config = order.service, order.image.config
-        assembled = self.keeper.folder / "c" / order.key
+        assembled = self.keeper.roots / order.key
         binds = []
         index = 0
         for mount in mounts:

@@ -206,7 +206,7 @@ async def _start_on_terminal(
 ) -> None:
     loop = asyncio.get_running_loop()
     # A short path: it has to fit into a socket address, and the runtime connects to it by name.
-    path = f"/run/leasehold-{secrets.token_hex(8)}.sock"
+    path = str(runtime.keeper.roots / f"{secrets.token_hex(8)}.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         try:
