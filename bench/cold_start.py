@@ -66,8 +66,8 @@ class Proxy:
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
-            # Credit of a fifth of a second at most: a pause buys no burst.
-            self._credit = min(self._credit + self.rate * (now - last), self.rate / 5)
+            # A second's credit at most: a busy machine loses nothing, a pause buys no burst.
+            self._credit = min(self._credit + self.rate * (now - last), self.rate)
             last = now
             self._news.set()
             self._news = asyncio.Event()

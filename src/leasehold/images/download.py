@@ -42,6 +42,13 @@ PIECE = 256 * 1024
 PENDING = 4 * 1024 * 1024
 """Bytes received ahead of the disk before the network has to wait."""
 
+GATHER = 0.05
+"""Seconds bytes of a slow source are gathered before they are written and announced ..."""
+
+LINGER = 0.2
+"""... and before a follower is sent less than a piece: a slow source comes in crumbs, and twenty
+followers of six layers would cost more in wake-ups than in bytes."""
+
 HOLD_BACK = 1
 """Bytes a client is kept short of until the whole content is verified: enough that a transfer of
 bad bytes can never look complete."""
@@ -100,7 +107,9 @@ class Download:
         repository: str,
         size: int | None,
         credentials: Credentials | None,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock: Clock = clock or SystemClock()
         self.digest = digest
         self.kind = kind
         self.registry = registry
@@ -166,6 +175,7 @@ class Download:
         """
         position = start
         restarts = self.restarts
+        lingered = False
         while True:
             staged = self.staged
             if self.error is not None:
@@ -184,6 +194,13 @@ class Download:
                 continue
             ready = staged.prefix - (HOLD_BACK if hold_back else 0)
             ready = ready if end is None else min(ready, end)
+            if position < ready and ready - position < PIECE and not lingered:
+                last = self.size if end is None else end
+                if last is None or ready < last - HOLD_BACK:
+                    lingered = True
+                    await self.clock.sleep(LINGER)
+                    continue
+            lingered = False
             if position < ready:
                 data = await staged.read(position, min(PIECE, ready - position))
                 if data:
@@ -279,7 +296,7 @@ class Downloads(Service):
         credentials: Credentials | None,
         run: Callable[[Download], Any],
     ) -> Download:
-        download = Download(digest, kind, registry, repository, size, credentials)
+        download = Download(digest, kind, registry, repository, size, credentials, self.clock)
         self.spawn(self._guard(download, run), name=f"download {digest.short}")
         self._active[digest] = download
         ACTIVE.set(len(self._active))
@@ -397,8 +414,14 @@ class Downloads(Service):
         position = content.offset
         start = staged.prefix
         pending = bytearray()
+        flushed = -GATHER
 
         async def flush() -> None:
+            nonlocal flushed
+            early = flushed + GATHER - self.clock.monotonic()
+            if early > 0 and len(pending) < PIECE:
+                await self.clock.sleep(early)
+            flushed = self.clock.monotonic()
             while pending:
                 data = bytes(pending)
                 pending.clear()

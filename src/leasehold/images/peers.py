@@ -48,6 +48,9 @@ ROUND_LEAST, ROUND_MOST = 0.1, 2.0
 LOCAL_WAIT = 2.0
 """Seconds within which coordination starts the local pull it announced."""
 
+PUT = 512 * 1024
+"""Bytes gathered before they go to disk: a write is a trip to a thread."""
+
 FETCHED = counter("p2p_peer_fetch_total", "Fetches from other nodes", ["outcome"])
 SECONDS = histogram("p2p_peer_fetch_duration_seconds", "Fetches from other nodes", ["outcome"])
 CORRUPT = counter("leasehold_images_corrupt_chunks_total", "Chunks that did not match", ["blame"])
@@ -318,11 +321,14 @@ class Swarm:
                     return "notfound"
                 if answer.status != (200 if whole else 206) or answer.length != end - start:
                     return "error"
-                position = start
+                position, pending = start, bytearray()
                 async for piece in answer.chunks():
                     hasher.update(piece)
-                    await self.staged.put(position, piece)
-                    position += len(piece)
+                    pending += piece
+                    if len(pending) >= PUT or answer.left == 0:
+                        await self.staged.put(position, bytes(pending))
+                        position += len(pending)
+                        pending.clear()
         except PeerError as error:
             return error.outcome
         return await self._accept(holder, chunk, end, hasher.hexdigest())
