@@ -154,8 +154,8 @@ class Deployment:
             return
         wanted = self.applied.keys()
         with contextlib.suppress(LeaseholdError):
-            for replica in await self.parts.runtime.replicas():
-                if replica.lease == self.lease and replica.key not in wanted:
+            for replica in await self.parts.runtime.replicas(self.lease):
+                if replica.key not in wanted:
                     await self.parts.runtime.remove_replica(replica.key)
 
     async def _adopt(self) -> Applied | None:
@@ -167,11 +167,7 @@ class Deployment:
         if workload is None or set(revisions) != {s.name for s in workload.services}:
             return None
         applied = Applied(workload, revisions)
-        mine = {
-            replica.key: replica
-            for replica in await self.parts.runtime.replicas()
-            if replica.lease == self.lease
-        }
+        mine = {replica.key: replica for replica in await self.parts.runtime.replicas(self.lease)}
         running = [r for r in mine.values() if r.state is ReplicaState.RUNNING]
         wanted = applied.keys()
         if not wanted.keys() & {replica.key for replica in running}:
@@ -207,9 +203,8 @@ class Deployment:
 
     async def _as_started(self, workload: Workload) -> Applied:
         revisions = {}
-        for replica in await self.parts.runtime.replicas():
-            if replica.lease == self.lease:
-                revisions[replica.service] = replica.revision
+        for replica in await self.parts.runtime.replicas(self.lease):
+            revisions[replica.service] = replica.revision
         return Applied(workload, revisions)
 
     async def _say_failed(
@@ -281,7 +276,7 @@ class Deployment:
 
     async def _remove_everything(self) -> None:
         await self.parts.routes.forget(self.lease)
-        mine = [r for r in await self.parts.runtime.replicas() if r.lease == self.lease]
+        mine = await self.parts.runtime.replicas(self.lease)
         async with asyncio.TaskGroup() as tasks:
             for replica in mine:
                 tasks.create_task(

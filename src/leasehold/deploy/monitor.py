@@ -81,11 +81,8 @@ class Monitor:
     async def _check(self) -> list[str]:
         """One look. Returns the keys that should run and do not."""
         try:
-            found = {
-                r.key: r
-                for r in await self.parts.runtime.replicas()
-                if r.lease == self.applied.workload.lease
-            }
+            lease = self.applied.workload.lease
+            found = {r.key: r for r in await self.parts.runtime.replicas(lease)}
             missing, silent = await self._ask(found)
         except (LeaseholdError, OSError) as error:
             self._unknown(str(error))
@@ -192,6 +189,7 @@ class Monitor:
 
     async def _point_routes(self) -> None:
         try:
-            await self.parts.routes.move(self.applied, await self.parts.runtime.replicas())
+            lease = self.applied.workload.lease
+            await self.parts.routes.move(self.applied, await self.parts.runtime.replicas(lease))
         except (LeaseholdError, OSError) as error:
             log.warning("monitor.routes", error=str(error))

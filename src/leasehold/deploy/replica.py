@@ -85,8 +85,8 @@ class Runtime(Protocol):
         self, key: str, *, grace: float = 0.0, keep_network: bool = False
     ) -> None: ...
 
-    async def replicas(self) -> list[Replica]:
-        """Everything there is, running or ended and not removed."""
+    async def replicas(self, lease: LeaseId | None = None) -> list[Replica]:
+        """What there is (of one lease), running or ended and not removed."""
         ...
 
     def on_exit(self, listener: Callable[[Replica], None]) -> None: ...

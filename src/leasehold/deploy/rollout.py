@@ -157,8 +157,7 @@ class Rollout:
         await self.parts.routes.move(applied, await self._mine())
 
     async def _mine(self) -> list[Replica]:
-        lease = self.workload.lease
-        return [r for r in await self.parts.runtime.replicas() if r.lease == lease]
+        return await self.parts.runtime.replicas(self.workload.lease)
 
     async def _images(self) -> dict[str, Image]:
         found: dict[str, Image] = {}
@@ -265,7 +264,7 @@ class Rollout:
         while not await self.parts.runtime.answers(replica, ports):
             await self.clock.sleep(wait)
             wait = min(wait * 1.5, SLOWEST_CHECK)
-            found = {r.key: r for r in await self.parts.runtime.replicas()}.get(replica.key)
+            found = {r.key: r for r in await self._mine()}.get(replica.key)
             if found is not None and found.state is State.RUNNING:
                 continue
             await self._exited(order, found or replica)

@@ -323,7 +323,7 @@ class DeployService(Service):
         workload = deployment.wanted
         applied = deployment.applied
         try:
-            replicas = [r for r in await self.runtime.replicas() if r.lease == lease]
+            replicas = await self.runtime.replicas(lease)
             reachable = True
         except LeaseholdError:
             replicas, reachable = [], False
@@ -396,7 +396,7 @@ class DeployService(Service):
         stdin: bool = False,
     ) -> Exec:
         """Run a command in a replica, with pipes or a terminal."""
-        mine = [r for r in await self.runtime.replicas() if r.lease == lease]
+        mine = await self.runtime.replicas(lease)
         named = [r for r in mine if r.service == service]
         if not named:
             raise not_found("service", service) if mine else not_found("lease", str(lease))

@@ -119,9 +119,9 @@ class MemoryRuntime:
         self._check()
         self.running.pop(key, None)
 
-    async def replicas(self) -> list[Replica]:
+    async def replicas(self, lease: LeaseId | None = None) -> list[Replica]:
         self._check()
-        return [replace(replica) for replica in self.running.values()]
+        return [replace(r) for r in self.running.values() if lease in (None, r.lease)]
 
     def on_exit(self, listener: Callable[[Replica], None]) -> None:
         self._listeners.append(listener)

@@ -80,6 +80,11 @@ class KeeperClient(Service):
         finally:
             self._calls.pop(number, None)
 
+    def check(self) -> None:
+        """Raise when the keeper does not answer just now."""
+        if self._sock is None:
+            raise unavailable("keeper_away", "the keeper process does not answer", retry_after=1.0)
+
     async def ask(self, op: str, *, fds: Sequence[int] = (), **arguments: Any) -> Any:
         """:meth:`call` for requests answered without descriptors."""
         return (await self.call(op, fds=fds, **arguments))[0]

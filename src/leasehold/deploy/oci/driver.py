@@ -12,7 +12,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ from leasehold.model.market import LeaseId
 STARTS = metrics.counter("leasehold_deploy_starts_total", "replicas started", ["runtime", "result"])
 START_SECONDS = metrics.histogram("leasehold_deploy_start_seconds", "start of a replica", [])
 
+EARLY_EXITS = 1024
+"""Ends kept that came before the answer to their start; only the newest can still be asked for."""
+
 log = get_logger(__name__)
 
 
@@ -56,6 +59,11 @@ class OciRuntime(Service):
         self.folder = folder
         self.settings = settings or DeploySettings()
         self.name, self.program = choose(self.settings.runtime)
+        self._known: dict[str, Replica] = {}
+        self._labels: dict[str, dict[str, Any]] = {}
+        self._leases: dict[LeaseId, set[str]] = {}
+        self._early: dict[str, dict[str, Any]] = {}
+        self._lost = False
         self._exit_listeners: list[Callable[[Replica], None]] = []
         self._lost_listeners: list[Callable[[], None]] = []
         self._starting = asyncio.Semaphore(self.settings.parallel_starts)
@@ -72,12 +80,35 @@ class OciRuntime(Service):
 
     async def _adopt(self) -> None:
         """Give the network what runs already."""
-        attachments = {}
-        for item in (await self.keeper.list()).values():
-            labels = item.get("labels") or {}
-            if item["kind"] == "container" and labels.get("network"):
-                attachments[item["id"]] = Attachment(**labels["network"])
-        await self.network.adopt(attachments)
+        await self._look()
+        await self.network.adopt(
+            {r.key: Attachment(**self._labels[r.key]["network"]) for r in self._known.values()}
+        )
+
+    async def _look(self) -> None:
+        """Ask the keeper for everything; afterwards what we do and what it tells keeps us right."""
+        items = await self.keeper.list()
+        self._known.clear()
+        self._leases.clear()
+        for item in items.values():
+            if item["kind"] == "container" and "lease" in item["labels"]:
+                self._note(item)
+        self._lost = False
+
+    def _note(self, item: dict[str, Any]) -> Replica:
+        replica = self._known[item["id"]] = _replica(item)
+        self._labels[item["id"]] = item["labels"]
+        self._leases.setdefault(replica.lease, set()).add(replica.key)
+        return replica
+
+    def _forget(self, key: str) -> None:
+        replica = self._known.pop(key, None)
+        self._labels.pop(key, None)
+        if replica is not None:
+            mine = self._leases[replica.lease]
+            mine.discard(key)
+            if not mine:
+                del self._leases[replica.lease]
 
     def on_exit(self, listener: Callable[[Replica], None]) -> None:
         self._exit_listeners.append(listener)
@@ -87,11 +118,18 @@ class OciRuntime(Service):
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "exited" and event["kind"] == "container":
-            replica = _replica(event)
+            if event["id"] not in self._known:
+                # Being removed, or so short-lived that its start is not told yet.
+                self._early[event["id"]] = event
+                if len(self._early) > EARLY_EXITS:
+                    del self._early[next(iter(self._early))]
+                return
+            replica = self._note(event)
             for listener in self._exit_listeners:
                 listener(replica)
 
     def _on_reconnect(self) -> None:
+        self._lost = True
         for listener in self._lost_listeners:
             listener()
 
@@ -111,10 +149,11 @@ class OciRuntime(Service):
             return replica
 
     async def _start_replica(self, order: Order) -> Replica:
-        known = (await self.keeper.list()).get(order.key)
+        await self._sure()
+        known = self._known.get(order.key)
         if known is not None:
-            if known["state"] == "running":
-                return _replica(known)
+            if known.state is State.RUNNING:
+                return replace(known)
             await self._delete(order.key, keep_network=True)
         mounts = volume_mounts(order.service)
         self._check(order, mounts)
@@ -152,7 +191,7 @@ class OciRuntime(Service):
                 output=self._output(order),
                 labels=labels,
             )  # fmt: skip
-            return _replica(found)
+            return replace(self._note(self._early.pop(order.key, found)))
         except BaseException:
             with contextlib.suppress(LeaseholdError):
                 await self._delete(order.key)
@@ -317,15 +356,15 @@ class OciRuntime(Service):
 
         ``keep_network``: another replica is about to inherit it.
         """
-        known = (await self.keeper.list()).get(key)
+        group = self._labels.get(key, {}).get("cgroup", "")
         await self._delete(key, grace=grace, keep_network=keep_network)
-        if known is not None:
-            group = (known.get("labels") or {}).get("cgroup", "")
-            if group:
-                cgroups.remove(group)
+        if group:
+            cgroups.remove(group)
 
     async def _delete(self, key: str, *, grace: float = 0.0, keep_network: bool = False) -> None:
         await self.keeper.ask("delete", id=key, grace=grace)
+        self._forget(key)
+        self._early.pop(key, None)
         if not keep_network:
             await self.network.leave(key)
         await asyncio.to_thread(self._remove_files, key)
@@ -340,9 +379,16 @@ class OciRuntime(Service):
 
     # -- look -------------------------------------------------------------------------------------
 
-    async def replicas(self) -> list[Replica]:
-        items = (await self.keeper.list()).values()
-        return [_replica(i) for i in items if i["kind"] == "container" and "lease" in i["labels"]]
+    async def replicas(self, lease: LeaseId | None = None) -> list[Replica]:
+        await self._sure()
+        keys = self._known if lease is None else self._leases.get(lease, ())
+        return [replace(self._known[key]) for key in keys]
+
+    async def _sure(self) -> None:
+        """That what we know is what is: look again after the keeper was away."""
+        self.keeper.check()
+        if self._lost:
+            await self._look()
 
     def usage(self, replica: Replica) -> cgroups.Usage | None:
         return cgroups.usage(self.cgroup(replica.lease, replica.key))
