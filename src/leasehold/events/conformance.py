@@ -355,12 +355,15 @@ async def oversized_input_is_refused(log: Log) -> None:
 
 @case
 async def odd_names_and_bytes_survive(log: Log) -> None:
-    odd = Entity("kind", 'quote" \\ slash/ü/\U0001f600/\x00nul')
+    odd = Entity("kind", 'quote" \\ slash/ü/\U0001f600')
     await log.append(odd, None, [new("id'\"\\", bytes(range(256)))])
     (event,) = await history(log, odd)
     assert event.entity == odd
     assert event.data == bytes(range(256))
     assert await log.append(odd, None, [new("id'\"\\", bytes(range(256)))]) == [event]
+    for name in ("", "nul\0"):
+        error = await refused(log.append(Entity("kind", name), None, [new("1")]))
+        assert error.code == "event_name_invalid"
 
 
 @case

@@ -70,6 +70,14 @@ class Trimmed(LeaseholdError):
 
 def refuse_oversized(entity: Entity, events: Sequence[NewEvent]) -> None:
     """What every backend refuses before it does any work."""
+    for text in (*entity, *(event.id for event in events)):
+        if "\0" in text or not text:
+            raise LeaseholdError(
+                "event_name_invalid",
+                f"an entity and an event id are texts without NUL, not {text[:40]!r}",
+                kind=Kind.INVALID,
+                got=text[:40],
+            )
     if len(events) > MAX_APPEND_EVENTS:
         raise LeaseholdError(
             "append_too_large",

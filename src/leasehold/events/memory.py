@@ -112,9 +112,11 @@ class MemoryLog:
 
     def _after(self, entity: Entity, tail: str | None) -> list[Event]:
         history = self._by_entity.get(entity, [])
-        if tail is None or tail == self._trimmed.get(entity):
+        if tail is None:
             return list(history)
         if (entity, tail) not in self._ids:
+            if tail == self._trimmed.get(entity):
+                return list(history)
             raise Trimmed(entity, tail)
         start = len(history)
         while history[start - 1].id != tail:

@@ -1,4 +1,4 @@
-"""The tables of the log in SQLite.
+"""The tables of the log, in SQLite and in PostgreSQL.
 
 ``entities`` holds one row an entity with its head, so that a compare-and-set reads one row;
 ``events`` is keyed by ``seq``, the commit order. An entity is known inside by its small ``eid``.
@@ -57,3 +57,64 @@ SQLITE = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
     f"INSERT INTO alembic_version VALUES ('{REVISION}')",
 )
+
+POSTGRES = (
+    """
+    CREATE TABLE entities (
+        eid BIGINT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        id TEXT COLLATE "C" NOT NULL,
+        head TEXT,
+        head_seq BIGINT NOT NULL,
+        trimmed TEXT,
+        UNIQUE (kind, id)
+    )
+    """,
+    """
+    CREATE TABLE events (
+        seq BIGINT PRIMARY KEY,
+        eid BIGINT NOT NULL,
+        id TEXT NOT NULL,
+        parent TEXT,
+        type TEXT NOT NULL,
+        data BYTEA NOT NULL,
+        at DOUBLE PRECISION NOT NULL
+    )
+    """,
+    "CREATE UNIQUE INDEX events_by_id ON events (eid, id)",
+    "CREATE INDEX events_by_entity ON events (eid, seq)",
+    """
+    CREATE TABLE timers (
+        eid BIGINT NOT NULL,
+        name TEXT NOT NULL,
+        due_at DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (eid, name)
+    )
+    """,
+    "CREATE INDEX timers_by_due ON timers (due_at)",
+    """
+    CREATE TABLE checkpoints (
+        activity TEXT NOT NULL,
+        eid BIGINT NOT NULL,
+        tail TEXT,
+        seq BIGINT NOT NULL,
+        state BYTEA NOT NULL,
+        PRIMARY KEY (activity, eid)
+    )
+    """,
+    "CREATE TABLE counters (last_seq BIGINT NOT NULL, last_eid BIGINT NOT NULL)",
+    "INSERT INTO counters VALUES (0, 0)",
+    """
+    CREATE TABLE partitions (
+        partition INTEGER PRIMARY KEY,
+        owner TEXT NOT NULL,
+        epoch BIGINT NOT NULL,
+        expires_at DOUBLE PRECISION NOT NULL
+    )
+    """,
+    "CREATE TABLE instances (id TEXT PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL)",
+    "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
+    f"INSERT INTO alembic_version VALUES ('{REVISION}')",
+)
+"""``counters`` is one row, changed under the writers' lock only, so numbers have no gaps; times in
+``partitions`` and ``instances`` are the server's clock."""

@@ -14,6 +14,21 @@ class EventsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         int,
         msgspec.Meta(ge=1, description="Appends waiting for the writer; more wait for room."),
     ] = 10_000
+    poll_s: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0,
+            description="PostgreSQL: seconds between looks for what other instances appended, "
+            "should a notification be lost.",
+        ),
+    ] = 1.0
+    lease_ttl_s: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0,
+            description="PostgreSQL: seconds an instance owns its partitions without renewing.",
+        ),
+    ] = 10.0
     max_wal_bytes: Annotated[
         int,
         msgspec.Meta(

@@ -328,13 +328,14 @@ def _page(db: sqlite3.Connection, entity: Entity, after: str | None, size: int) 
             return []
         eid, trimmed = row
         seq = 0
-        if after is not None and after != trimmed:
+        if after is not None:
             found = db.execute(
                 "SELECT seq FROM events WHERE eid = ? AND id = ?", (eid, after)
             ).fetchone()
-            if found is None:
+            if found is not None:
+                (seq,) = found
+            elif after != trimmed:
                 raise Trimmed(entity, after)
-            (seq,) = found
         rows = db.execute(
             "SELECT seq, id, parent, type, data, at FROM events"
             " WHERE eid = ? AND seq > ? ORDER BY seq LIMIT ?",

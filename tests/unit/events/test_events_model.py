@@ -79,7 +79,7 @@ async def everything(log: Log) -> object:
     return seen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps)
 def test_sqlite_agrees_with_memory(steps: list[Any]) -> None:
     async def run(path: Path) -> None:
