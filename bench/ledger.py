@@ -229,7 +229,7 @@ class _Unsigned:
             dseq=dseq,
             gseq=1,
             oseq=1,
-            price=Coin("uakt", "10"),
+            price=Coin("uakt", "0.01"),
             deposit=Coin("uakt", "500000"),
         )
         self.send(self.provider, bid)
@@ -303,10 +303,10 @@ def _settle(leases: int) -> float:
     made = _Unsigned(accounts=100, leases=leases)
     made.filled(leases, per_block=1000)
     began = time.perf_counter()
-    made.chain.begin(made.genesis.time + 100 * 365 * 86400 * 1_000_000_000)
-    block = made.chain.finish()
+    made.chain.begin(made.genesis.time + 10_000 * 365 * 86400 * 1_000_000_000)
+    while made.chain.finish() is not None:
+        made.chain.begin(made.chain.last.time + 1)
     took = time.perf_counter() - began
-    assert block is not None
     assert not any(lease.state == "active" for lease in made.chain.state.leases.values())
     return round(took * 1000, 1)
 

@@ -44,12 +44,25 @@ ADDRESSES = 65_536
 """Addresses remembered, of keys and as checked: an account usually comes back."""
 
 
+LOADED = 4_096
+"""Keys kept unpacked: unpacking one of secp256k1 costs a third of a check."""
+
+
 @lru_cache(ADDRESSES)
 def _address(type: Algorithm, data: bytes) -> str:
     digest = hashlib.sha256(data).digest()
     if type == "secp256k1":
         return bech32.encode(PREFIX, hashlib.new("ripemd160", digest).digest())
     return bech32.encode(PREFIX, digest[:20])
+
+
+@lru_cache(LOADED)
+def _load(type: Algorithm, data: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+    if type == "ed25519":
+        return ed25519.Ed25519PublicKey.from_public_bytes(data)
+    if len(data) != 33:
+        raise ValueError("33 bytes are needed")
+    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), data)
 
 
 class PublicKey(msgspec.Struct, frozen=True, dict=True):
@@ -63,15 +76,11 @@ class PublicKey(msgspec.Struct, frozen=True, dict=True):
         """The account of this key: ``akash1…``."""
         return _address(self.type, self.data)
 
-    @cached_property
+    @property
     def loaded(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
         """The key for the cryptography library; LeaseholdError ``bad_public_key``."""
         try:
-            if self.type == "secp256k1":
-                if len(self.data) != 33:
-                    raise ValueError("33 bytes are needed")
-                return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), self.data)
-            return ed25519.Ed25519PublicKey.from_public_bytes(self.data)
+            return _load(self.type, self.data)
         except ValueError as error:
             raise LeaseholdError(
                 "bad_public_key", f"this is no {self.type} public key: {error}", kind=Kind.MALFORMED

@@ -322,7 +322,7 @@ class LedgerService(Service):
 
     async def _wait_for_work(self) -> None:
         """Until a transaction is ready, or an escrow runs dry."""
-        if self._verified:
+        if self._verified or self.chain.behind:
             return
         self._work.clear()
         wait = None
@@ -342,7 +342,12 @@ class LedgerService(Service):
         self._durable.clear()
         chain.begin(int(self.clock.now() * 1e9))
         size = 0
-        while self._verified and len(taken) < self.settings.max_block_txs and size < MAX_DATA:
+        while (
+            self._verified
+            and not chain.behind
+            and len(taken) < self.settings.max_block_txs
+            and size < MAX_DATA
+        ):
             pending = self._verified.popleft()
             try:
                 taken.append((pending, chain.execute(pending.received)))
