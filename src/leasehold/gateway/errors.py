@@ -7,11 +7,14 @@ the refusals of a manifest as plain text: those routes answer text unless JSON i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
 from leasehold.core.errors import Kind, LeaseholdError
@@ -22,6 +25,55 @@ log = get_logger(__name__)
 
 TEXT_ERRORS = "text_errors"
 """In ``opt`` of a route: its refusals are plain text unless JSON is asked for."""
+
+
+class ViolationBody(msgspec.Struct):
+    """One thing that is wrong with an input."""
+
+    message: str
+    code: str = ""
+    path: str = ""
+    expected: str | None = None
+    got: str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """What every refusal looks like. ``retry_after`` is seconds."""
+
+    code: str
+    message: str
+    path: str = ""
+    expected: str | None = None
+    got: str | None = None
+    retry_after: float | None = None
+    violations: list[ViolationBody] = []
+
+
+DESCRIBED = {
+    400: "the request is malformed",
+    401: "no credential, or not for this",
+    403: "the credential does not cover all of it",
+    404: "there is none",
+    409: "somebody else has it",
+    413: "the body is too large",
+    422: "refused, with every reason",
+    429: "too many requests",
+    503: "something this depends on does not answer; Retry-After says when to come back",
+}
+
+
+def describe(handlers: Iterable[object]) -> None:
+    """Put the refusals into the OpenAPI description of every HTTP route."""
+    for handler in handlers:
+        if isinstance(handler, HTTPRouteHandler):
+            handler.responses = {
+                **{
+                    status: ResponseSpec(ErrorBody, description=text, generate_examples=False)
+                    for status, text in DESCRIBED.items()
+                },
+                **(handler.responses or {}),
+            }
+
 
 _CODES = {
     400: "bad_request",
@@ -82,7 +134,11 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[byt
         "message": str(error.detail) or _CODES.get(status, ""),
     }
     if isinstance(error.extra, list):
-        body["violations"] = error.extra
+        body["violations"] = [
+            {"message": str(item.get("message", "")), "path": str(item.get("key", ""))}
+            for item in error.extra
+            if isinstance(item, dict)
+        ]
     return Response(
         msgspec.json.encode(body, enc_hook=str),
         status_code=status,

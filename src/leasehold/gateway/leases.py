@@ -57,7 +57,7 @@ def routes(
     )
     async def status(
         request: Request[Any, Any, Any], dseq: Seq, gseq: Seq, oseq: Seq
-    ) -> Response[bytes]:
+    ) -> Response[Any]:
         """Its services and how they are, and how far its manifest has come."""
         return _json(await view(request, lease(request, dseq, gseq, oseq)))
 
@@ -70,7 +70,7 @@ def routes(
     )
     async def service_status(
         request: Request[Any, Any, Any], dseq: Seq, gseq: Seq, oseq: Seq, service: FromPath[str]
-    ) -> Response[bytes]:
+    ) -> Response[Any]:
         """One service of a lease."""
         found = (await view(request, lease(request, dseq, gseq, oseq)))["services"].get(service)
         if found is None:
@@ -80,5 +80,5 @@ def routes(
     return [status, service_status]
 
 
-def _json(value: Any) -> Response[bytes]:
+def _json(value: Any) -> Response[Any]:
     return Response(msgspec.json.encode(value), media_type="application/json")

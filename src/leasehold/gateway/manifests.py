@@ -52,7 +52,7 @@ def routes(
     )
     async def send(
         request: Request[Any, Any, Any], dseq: Seq, wait: Wait = None, timeout: Timeout = 120.0
-    ) -> Response[bytes]:
+    ) -> Response[Any]:
         """Accept the manifest (a JSON array of groups) for every lease of the deployment here.
 
         Answers 200 with an empty body; with ``Accept: application/json`` or ``wait`` it says what
@@ -78,7 +78,7 @@ def routes(
         operation_id="validateManifest",
         summary="Try a manifest",
     )
-    async def validate(request: Request[Any, Any, Any], dseq: Seq) -> Response[bytes]:
+    async def validate(request: Request[Any, Any, Any], dseq: Seq) -> Response[Any]:
         """What sending the manifest would say, and what it would change. Nothing is stored."""
         principal = principal_of(request)
         body = await body_of(request, clock, settings)
@@ -92,7 +92,7 @@ def routes(
         operation_id="listManifests",
         summary="Accepted manifests",
     )
-    async def history(request: Request[Any, Any, Any], dseq: Seq) -> Response[bytes]:
+    async def history(request: Request[Any, Any, Any], dseq: Seq) -> Response[Any]:
         """The kept manifests of a deployment, newest first: hash, sender, time, images."""
         return _json(await manifest.history(principal_of(request).owner, dseq))
 
@@ -110,7 +110,7 @@ def routes(
         data: JSONBody[Rollback],
         wait: Wait = None,
         timeout: Timeout = 120.0,
-    ) -> Response[bytes]:
+    ) -> Response[Any]:
         """Accept a kept manifest again. The deployment must have its hash on the market."""
         principal = principal_of(request)
         accepted = await manifest.rollback(
@@ -128,7 +128,7 @@ def routes(
     )
     async def read(
         request: Request[Any, Any, Any], dseq: Seq, gseq: Seq, oseq: Seq
-    ) -> Response[bytes]:
+    ) -> Response[Any]:
         """The lease's group as it was accepted, byte for byte what was hashed."""
         id = LeaseId(principal_of(request).owner, dseq, gseq, oseq, manifest.provider)
         hash, group = await manifest.manifest(id)
@@ -204,5 +204,5 @@ def _permit(principal: Principal, scope: str) -> Permit:
     return permit
 
 
-def _json(value: Any) -> Response[bytes]:
+def _json(value: Any) -> Response[Any]:
     return Response(msgspec.json.encode(value), media_type="application/json")

@@ -49,7 +49,7 @@ def routes(
         operation_id="migrateHostnames",
         summary="Move host names to another lease",
     )
-    async def hostnames(request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def hostnames(request: Request[Any, Any, Any]) -> Response[Any]:
         """Body: ``hostnames_to_migrate``, ``destination_dseq``, ``destination_gseq``.
 
         All of them move or none; the destination's manifest must ask for each.
@@ -71,7 +71,7 @@ def routes(
         operation_id="migrateEndpoints",
         summary="Move leased addresses to another lease",
     )
-    async def endpoints(request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def endpoints(request: Request[Any, Any, Any]) -> Response[Any]:
         """Body: ``endpoints_to_migrate``, ``destination_dseq``, ``destination_gseq``.
 
         Only the named endpoints move.
@@ -120,5 +120,5 @@ def _names(names: list[str] | None, path: str) -> list[str]:
     return names
 
 
-def _transferred(names: list[str]) -> Response[bytes]:
+def _transferred(names: list[str]) -> Response[Any]:
     return Response(msgspec.json.encode({"transferred": names}), media_type="application/json")

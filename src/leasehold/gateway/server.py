@@ -27,7 +27,7 @@ from leasehold.core.web import HttpServer
 from leasehold.gateway import leases, manifests, migrate, status, streams
 from leasehold.gateway.auth import Authenticator
 from leasehold.gateway.certificates import ClientCertificates, Registry
-from leasehold.gateway.errors import HANDLERS
+from leasehold.gateway.errors import HANDLERS, describe
 from leasehold.gateway.jwt import AccountKeys, Tokens
 from leasehold.gateway.ports import Addresses, Workloads
 from leasehold.gateway.protocol import GatewayWebSocket, http_protocol
@@ -87,8 +87,10 @@ class Gateway(Service):
             handlers += streams.routes(manifest, workloads, self.clock, settings)
             handlers += migrate.routes(manifest, addresses, self.clock, settings)
         handlers += status.routes(self.provider, members)
+        handlers += routes
+        describe(handlers)
         self.api = Litestar(
-            [*handlers, *routes],
+            handlers,
             exception_handlers=HANDLERS,
             request_max_body_size=settings.max_body_bytes,
             openapi_config=_openapi(),

@@ -34,7 +34,7 @@ def routes(address: str, parts: Mapping[str, Part]) -> Sequence[BaseRouteHandler
         return {"address": address}
 
     @get("/status", tags=["provider"], operation_id="status", summary="What the provider is doing")
-    async def status() -> Response[bytes]:
+    async def status() -> Response[Any]:
         """Counts of leases, orders and deployments. A part that is not up says why."""
         out: dict[str, Any] = {}
         for name, part in parts.items():
