@@ -14,7 +14,7 @@ from pathlib import Path
 from leasehold.node.distro import SpellDistro
 from leasehold.node.spells.store import SpellMeta, SpellStore
 from leasehold.node.spells.trigger import ConnectionConfig, TriggerConfig, TriggerEvent
-from leasehold.node.testing import node_in
+from leasehold.node.testing import node_in, until
 
 SCRIPT = """
 def work():
@@ -32,12 +32,10 @@ async def test_a_run_finds_the_trigger_that_fired_it(tmp_path: Path) -> None:
     async with node_in(tmp_path) as node:
         distro = SpellDistro(name="s", script=SCRIPT, trigger=trigger)
         id = await node.install_spell(node.principals.management, "host", "", distro)
-        async with asyncio.timeout(20):
-            for n in range(20):
-                node.connection(f"peer-{n}", connected=True)
-                await asyncio.sleep(0.01)
-            while node.spells.is_running(id):
-                await asyncio.sleep(0.01)
+        for n in range(20):
+            node.connection(f"peer-{n}", connected=True)
+            await asyncio.sleep(0.01)
+        await until(lambda: not node.spells.is_running(id), 20)
         assert await node.spells.use(id, lambda s: s.errors()) == []
 
 

@@ -7,13 +7,12 @@ Seen failing with ``remove(lease)`` for installed leases of state None in ``main
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from leasehold.core.errors import LeaseholdError
 from leasehold.node.ports import LeaseView
 from leasehold.node.settings import SystemServices
-from leasehold.node.testing import node_in
+from leasehold.node.testing import node_in, until
 
 
 class Market:
@@ -39,8 +38,7 @@ async def test_a_worker_goes_only_with_its_lease(tmp_path: Path) -> None:
 
         async def workers() -> list[str]:
             id = node.find("decider", spell=True).id
-            while node.spells.is_running(id):
-                await asyncio.sleep(0.01)
+            await until(lambda: not node.spells.is_running(id))
             await node.run_spell("decider")
             return sorted(node.journal.scopes)
 

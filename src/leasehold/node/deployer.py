@@ -589,6 +589,7 @@ class Deployer:
             if instance.is_spell:
                 await self.spells.remove(instance.id)
             else:
+                await self.services.drain(instance)
                 await self.services.remove(instance)
         except (LeaseholdError, OSError) as error:
             log.error("instance.not_removed", name=instance.name, id=instance.id, error=str(error))

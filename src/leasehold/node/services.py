@@ -66,6 +66,8 @@ class Services(Service):
         self.settings = settings or NodeSettings()
         self._servers: dict[str, rpc.BuiltinServer] = {}
         self._container_states: dict[str, str] = {}
+        self._calls: dict[str, int] = {}
+        self._call_ended = asyncio.Condition()
 
     async def start(self) -> None:
         for name in ("services", "data", "blueprints"):
@@ -260,6 +262,14 @@ class Services(Service):
             got=instance.id,
         )
 
+    async def drain(self, instance: Instance) -> None:
+        """Return when no call to ``instance`` is under way, or after ``node.drain_sec``."""
+        try:
+            async with self.clock.timeout(self.settings.drain_sec), self._call_ended:
+                await self._call_ended.wait_for(lambda: instance.id not in self._calls)
+        except TimeoutError:
+            log.warning("service.not_drained", name=instance.name, calls=self._calls[instance.id])
+
     async def halt(self, instance: Instance) -> None:
         """End ``instance`` and everything it started; its files stay."""
         if instance.kind == "process":
@@ -342,6 +352,9 @@ class Services(Service):
         """Call a function; see :func:`leasehold.node.rpc.call`."""
         began = self.clock.monotonic()
         outcome = "error"
+        # Counted before the first await, so that whoever moved the alias sees every call that
+        # was sent to the old instance.
+        self._calls[instance.id] = self._calls.get(instance.id, 0) + 1
         try:
             value = await rpc.call(
                 str(self.socket(instance.id)),
@@ -356,6 +369,11 @@ class Services(Service):
             return value
         finally:
             call_seconds.labels(outcome).observe(self.clock.monotonic() - began)
+            self._calls[instance.id] -= 1
+            if not self._calls[instance.id]:
+                del self._calls[instance.id]
+                async with self._call_ended:
+                    self._call_ended.notify_all()
 
     def logs(self, instance: Instance, lines: int = 100) -> list[str]:
         """The newest ``lines`` of output, oldest first."""

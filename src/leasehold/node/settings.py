@@ -54,6 +54,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ready_timeout_sec: Annotated[
         float, _doc("seconds a new instance may take until it answers", gt=0)
     ] = 60.0
+    drain_sec: Annotated[
+        float, _doc("seconds calls to a replaced service may take to end", ge=0)
+    ] = 10.0
     settle_sec: Annotated[
         float, _doc("seconds a service without calls must stay up to count as started", ge=0)
     ] = 0.2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,16 @@ async def deployed(node: Node) -> None:
     finally:
         waiting.cancel()
         stopped.cancel()
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Return when ``condition`` holds; TimeoutError after ``seconds``."""
+    async with asyncio.timeout(seconds):
+        while True:
+            value = condition()
+            if value if isinstance(value, bool) else await value:
+                return
+            await asyncio.sleep(0.005)
 
 
 async def end_keeper(root: Path) -> None:

@@ -108,13 +108,17 @@ async def test_sigkill_at_every_step(tmp_path: Path) -> None:
     await storm(tmp_path, 1)
 
 
-async def storm(root: Path, every: int) -> None:
-    child = subprocess.Popen(
+def spawn(root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(root), str(Path(__file__).parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+async def storm(root: Path, every: int) -> None:
+    child = spawn(root)
     assert child.stdin is not None
     assert child.stdout is not None
     kills = 0

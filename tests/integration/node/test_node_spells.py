@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from leasehold.node.spells.trigger import (
     LogConfig,
     TriggerConfig,
 )
-from leasehold.node.testing import node_in, python_service
+from leasehold.node.testing import node_in, python_service, until
 
 SETTINGS = NodeSettings(health_sec=0, spell_ttl_sec=1.0, spell_memory_mb=256, spell_workers=1)
 ONCE = TriggerConfig(ClockConfig(1))
@@ -43,12 +42,12 @@ async def install(node: Node, script: str, **fields: Any) -> str:
 
 async def ended(node: Node, spell: str, runs: int = 1) -> None:
     """Return when ``spell`` has ended ``runs`` runs."""
-    async with asyncio.timeout(10):
-        while True:
-            done = await node.spells.use(spell, lambda s: s.runs())
-            if len([r for r in done if r.outcome]) >= runs:
-                return
-            await asyncio.sleep(0.005)
+
+    async def done() -> bool:
+        records = await node.spells.use(spell, lambda s: s.runs())
+        return len([r for r in records if r.outcome]) >= runs
+
+    await until(done)
 
 
 BAD = {
@@ -177,21 +176,25 @@ async def test_log_events_fire_once_each_also_over_a_restart(tmp_path: Path) -> 
 
     async def seen(node: Node, count: int) -> list[str]:
         id = node.find("s", spell=True).id
-        async with asyncio.timeout(10):
-            while True:
-                got = await node.spells.use(id, lambda s: s.list_get("seen"))
-                if len(got) >= count and not node.spells.is_running(id):
-                    return got
-                await asyncio.sleep(0.01)
+        got: list[str] = []
+
+        async def enough() -> bool:
+            got[:] = await node.spells.use(id, lambda s: s.list_get("seen"))
+            return len(got) >= count and not node.spells.is_running(id)
+
+        await until(enough)
+        return got
 
     async def append(n: int, kind: str = "thing") -> None:
         await log.append(Entity(kind, "1"), ANY, [found(n)])
 
     async with node_in(tmp_path, package, settings=SETTINGS, log=log, keep=True) as node:
         id = node.find("s", spell=True).id
-        async with asyncio.timeout(5):
-            while (await node.spells.use(id, lambda s: s.position()))[1] is None:
-                await asyncio.sleep(0.01)
+
+        async def following() -> bool:
+            return (await node.spells.use(id, lambda s: s.position()))[1] is not None
+
+        await until(following)
         for n in range(250):
             await append(n)
         await append(1000, "other")
@@ -215,9 +218,7 @@ async def test_overlap(node: Node) -> None:
     assert node.spells._states[runs["allow"]].running == 3
     counts = {}
     for overlap, spell in runs.items():
-        async with asyncio.timeout(10):
-            while node.spells.is_running(spell):
-                await asyncio.sleep(0.01)
+        await until(lambda: not node.spells.is_running(spell))  # noqa: B023
         counts[overlap] = len(await node.spells.use(spell, lambda s: s.runs()))
     assert counts == {"skip": 1, "queue": 2, "allow": 3}
 
@@ -263,8 +264,6 @@ async def test_workers_die_with_the_run_not_the_node(node: Node) -> None:
     spell = await install(node, "def f():\n  for i in range(2000000000):\n    i + 1\nf()")
     assert (await node.spells.run_now(spell)).outcome == "timeout"
     assert not any(os.path.exists(f"/proc/{pid}") for pid in before)
-    async with asyncio.timeout(5):
-        while not node.pool._idle:
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(node.pool._idle))
     with pytest.raises(LeaseholdError, match="no spell"):
         await node.run_spell("nobody")
