@@ -235,10 +235,11 @@ def status(genesis: Genesis, first: Block | None, last: Sealed, rpc: str) -> JSO
                 "app": str(hashing.APP_PROTOCOL),
             },
             "id": hashing.address_of(genesis.validator).hex(),
-            "listen_addr": "",
+            # There are no peers; clients insist on something in these.
+            "listen_addr": "tcp://127.0.0.1:0",
             "network": genesis.chain_id,
             "version": NODE_VERSION,
-            "channels": "",
+            "channels": "00",
             "moniker": "leasehold",
             "other": {"tx_index": "on", "rpc_address": rpc},
         },
