@@ -20,7 +20,7 @@ from leasehold.deploy.machine import Action, Input, State, step
 from leasehold.deploy.monitor import Health, Monitor
 from leasehold.deploy.replica import Replica
 from leasehold.deploy.replica import State as ReplicaState
-from leasehold.deploy.rollout import Applied, Emit, Parts, Rollout
+from leasehold.deploy.rollout import COMES_UP_LATE, Applied, Emit, Parts, Rollout
 from leasehold.deploy.workload import Workload
 from leasehold.model.events.lease import DeployFailed, WorkloadHealthy, WorkloadRemoved
 from leasehold.model.market import LeaseId
@@ -59,7 +59,7 @@ class Deployment:
         self.wanted: Workload | None = None
         self.applied: Applied | None = None
         self.error: LeaseholdError | None = None
-        self.health = Health()
+        self.health = Health(attempts_left=parts.settings.monitor_attempts)
         self._inbox: asyncio.Queue[Input] = asyncio.Queue()
         self._attempt: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -72,6 +72,12 @@ class Deployment:
         if self.wanted is None or self.wanted.hash != workload.hash:
             self.wanted = workload
             self._inbox.put_nowait(Input.UPDATE)
+
+    async def point(self) -> None:
+        """Host names were moved to or from this lease: let ingress know."""
+        if self.applied is not None and self.state is State.COMPLETE:
+            replicas = await self.parts.runtime.replicas(self.lease)
+            await self.parts.routes.move(self.applied, replicas)
 
     def close(self) -> None:
         self._inbox.put_nowait(Input.CLOSE)
@@ -130,9 +136,10 @@ class Deployment:
             else:
                 applied = await self._roll_out(workload)
                 if applied is not None:
-                    self.applied, self.error = applied, None
+                    self.applied = applied
                     outcome = Input.DEPLOYED
                     if self.health.healthy is not False:
+                        self.error = None
                         await self._say_healthy()
         except asyncio.CancelledError:
             # Called off for a teardown; a stopping provider cancels the actor itself as well.
@@ -183,29 +190,24 @@ class Deployment:
         backoff = Backoff(first=1.0, cap=60.0, rng=self.parts.rng)
         failures = 0
         while True:
+            rollout = Rollout(self.parts, workload, self.applied, self.emit)
             try:
-                return await Rollout(self.parts, workload, self.applied, self.emit).run()
+                return await rollout.run()
             except* LeaseholdError as errors:
                 error = _first(errors)
             failures += 1
-            if error.kind not in PASSING or error.code == "not_answering":
-                if error.code == "not_answering" and self.applied is None:
+            if error.kind not in PASSING or error.code in COMES_UP_LATE:
+                if error.code in COMES_UP_LATE and self.applied is None:
                     # It stays, answers or not: the monitor takes over and says what it sees.
                     self.health.healthy = False
                     await self._say_failed(workload, error)
-                    return await self._as_started(workload)
+                    return Applied(workload, rollout.revisions)
                 raise error
             await self._say_failed(workload, error, final=False)
             wait = max(backoff.delay(failures), error.retry_after or 0.0)
             await self.parts.clock.sleep(wait)
             if self.wanted is not workload:
                 return None
-
-    async def _as_started(self, workload: Workload) -> Applied:
-        revisions = {}
-        for replica in await self.parts.runtime.replicas(self.lease):
-            revisions[replica.service] = replica.revision
-        return Applied(workload, revisions)
 
     async def _say_failed(
         self, workload: Workload, error: LeaseholdError, *, final: bool = True

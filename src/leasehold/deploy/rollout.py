@@ -41,6 +41,9 @@ from leasehold.model.market import LeaseId
 FIRST_CHECK, SLOWEST_CHECK = 0.01, 1.0
 """Seconds between looks at whether a new replica answers; the wait doubles."""
 
+COMES_UP_LATE = ("not_answering", "keeps_ending")
+"""Failures of a first version after which it is left to the monitor instead of removed."""
+
 Emit = Callable[..., Awaitable[Any]]
 
 log = get_logger(__name__)
@@ -98,12 +101,13 @@ class Rollout:
         self.emit = emit
         self.settings = parts.settings
         self.clock = parts.clock
+        self.revisions: dict[str, str] = {}
 
     async def run(self) -> Applied:
         """Bring it up, or raise and leave things as they were."""
         images = await self._images()
         volumes = await self._volumes()
-        revisions = {
+        revisions = self.revisions = {
             service.name: revision(service, images[service.name].digest)
             for service in self.workload.services
         }
@@ -269,6 +273,14 @@ class Rollout:
                 continue
             await self._exited(order, found or replica)
             restarts += 1
+            if restarts >= self.settings.start_attempts:
+                raise LeaseholdError(
+                    "keeps_ending",
+                    f"{order.service.name} ended {restarts} times before it answered, "
+                    f"the last time with {(found or replica).ended or 'an unknown end'}; "
+                    "see its log",
+                    path=f"services.{order.service.name}",
+                )
             await self.clock.sleep(
                 min(self.settings.restart_cap, self.settings.restart_first * 2 ** (restarts - 1))
             )
@@ -299,7 +311,7 @@ class Rollout:
         A first version that is up but does not answer stays: there is nothing to go back to, its
         logs say why, and it may still come up.
         """
-        stays = self.before is None and getattr(error, "code", "") == "not_answering"
+        stays = self.before is None and getattr(error, "code", "") in COMES_UP_LATE
         if stays:
             return
         for replica in list(started):

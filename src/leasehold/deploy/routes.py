@@ -51,7 +51,19 @@ class Routes:
         self._ports: dict[PortKey, int] = {}
         self._published: dict[PortKey, Publication] = {}
         self._targets: dict[str, set[str]] = {}
-        self.withheld: dict[str, set[str]] = {}
+        self._hosts: dict[str, tuple[frozenset[str], frozenset[str] | None]] = {}
+
+    def allow(self, lease: LeaseId, withheld: Iterable[str], allowed: Iterable[str] | None) -> bool:
+        """Which host names may lead to ``lease``: none of ``withheld``, and after a transfer only
+        ``allowed``. True when that is news."""
+        rule = (frozenset(withheld), None if allowed is None else frozenset(allowed))
+        before = self._hosts.get(str(lease), (frozenset(), None))
+        self._hosts[str(lease)] = rule
+        return rule != before
+
+    def _may_lead(self, lease: LeaseId, host: str) -> bool:
+        withheld, allowed = self._hosts.get(str(lease), (frozenset(), None))
+        return host in allowed if allowed is not None else host not in withheld
 
     # -- what a tenant is told --------------------------------------------------------------------
 
@@ -141,12 +153,11 @@ class Routes:
         if self.ingress is None:
             return
         hosts = workload.hosts(service, expose, self.settings.static_domain)
-        withheld = self.withheld.get(str(workload.lease), set())
         given = expose.http_options
         defaults = Options()
         await self.ingress.point(
             key,
-            hosts=[host for host in hosts if host not in withheld],
+            hosts=[host for host in hosts if self._may_lead(workload.lease, host)],
             servers=[Server(replica.address, expose.port) for replica in up],
             options=Options(
                 max_body=given.max_body_size or defaults.max_body,
@@ -213,6 +224,7 @@ class Routes:
         """Nothing leads to the lease any more."""
         await self._forget_targets(str(lease), keep=set())
         self._targets.pop(str(lease), None)
+        self._hosts.pop(str(lease), None)
         await self._move_ports(str(lease), {})
         if self._names is not None:
             self._names.remove(str(lease))

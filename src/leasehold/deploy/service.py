@@ -19,7 +19,7 @@ import msgspec
 
 from leasehold.core import metrics
 from leasehold.core.clock import Clock
-from leasehold.core.errors import LeaseholdError, Violation, not_found
+from leasehold.core.errors import Kind, LeaseholdError, Violation, not_found
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Group, Service
 from leasehold.deploy import logs
@@ -51,6 +51,7 @@ from leasehold.model.events.lease import (
     WorkloadRunning,
     WorkloadUnhealthy,
 )
+from leasehold.model.events.manifest import LeaseHostnames
 from leasehold.model.events.market import LeaseClosed, LeaseWon
 from leasehold.model.manifest import ManifestGroup
 from leasehold.model.market import LeaseId
@@ -81,6 +82,7 @@ class DeployActivity(Reconciler):
         self.removed = False
         self.running: WorkloadRunning | None = None
         self.won: LeaseWon | None = None
+        self.allowed: list[str] | None = None
         self.history = History()
 
     def fold(self, event: Event) -> None:
@@ -90,6 +92,9 @@ class DeployActivity(Reconciler):
         history = self.history
         if isinstance(fact, ManifestReceived):
             self.manifest = self.manifests[fact.hash] = fact
+            self.allowed = None
+        elif isinstance(fact, LeaseHostnames):
+            self.allowed = fact.hosts
         elif isinstance(fact, LeaseWon):
             self.won = fact
         elif isinstance(fact, LeaseClosed):
@@ -136,7 +141,11 @@ class DeployActivity(Reconciler):
             if applied is not None and self.history.workload is None:
                 self.history.workload = self.service.workload(lease, applied)
             workload = self.service.workload(lease, self.manifest)
-            self.service.deployment(lease, self.history, self.context.emit).want(workload)
+            news = self.service.routes.allow(lease, self.manifest.withheld, self.allowed)
+            deployment = self.service.deployment(lease, self.history, self.context.emit)
+            deployment.want(workload)
+            if news:
+                await deployment.point()
         return Outcome.SLEEP
 
 
@@ -216,6 +225,7 @@ class DeployService(Service):
         self.dismantled = False
         """Set by :meth:`teardown_all`: nothing is brought up again until the next start."""
         self._deployments: dict[LeaseId, Deployment] = {}
+        self._broken: dict[LeaseId, str] = {}
         self._services = Group(
             [self.keeper, self.network, self.names, self.ingress, self.runtime],
             "deploy parts",
@@ -280,6 +290,12 @@ class DeployService(Service):
         DEPLOYMENTS.labels("known").inc()
         try:
             await deployment.run()
+        except Exception as error:
+            # One lease's trouble is not the others': it is told, and the actor made anew at the
+            # next news of its lease or the next start.
+            log.exception("deployment.ended", lease=str(deployment.lease))
+            self._broken[deployment.lease] = f"{type(error).__name__}: {error}"
+            self._deployments.pop(deployment.lease, None)
         finally:
             DEPLOYMENTS.labels("known").dec()
             if deployment.state is State.TEARDOWN_COMPLETE:
@@ -319,6 +335,8 @@ class DeployService(Service):
         """Services with wanted, available and used; health (None: unknown), URLs, last error."""
         deployment = self._deployments.get(lease)
         if deployment is None:
+            if lease in self._broken:
+                raise LeaseholdError("internal", self._broken[lease], kind=Kind.INTERNAL)
             raise not_found("deployment", str(lease))
         workload = deployment.wanted
         applied = deployment.applied

@@ -90,6 +90,9 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     start_deadline: Annotated[
         float, Meta(description="seconds a version may take to answer before it has failed", gt=0)
     ] = 300.0
+    start_attempts: Annotated[
+        int, Meta(description="times a new replica may end before its version has failed", ge=1)
+    ] = 5
     stop_grace: Annotated[
         float, Meta(description="seconds between asking a replica to end and killing it", ge=0)
     ] = 10.0

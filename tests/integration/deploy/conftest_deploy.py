@@ -101,12 +101,12 @@ class Provider:
     deploy: DeployService
 
     async def put(self, group: dict[str, Any], hash: str, lease: LeaseId = LEASE) -> None:
-        await self._append(lease, ManifestReceived(id=lease, hash=hash, group=group))
+        await self.say(lease, ManifestReceived(id=lease, hash=hash, group=group))
 
     async def close(self, lease: LeaseId = LEASE) -> None:
-        await self._append(lease, LeaseClosed(id=lease, height=9))
+        await self.say(lease, LeaseClosed(id=lease, height=9))
 
-    async def _append(self, lease: LeaseId, fact: msgspec.Struct) -> None:
+    async def say(self, lease: LeaseId, fact: msgspec.Struct) -> None:
         await self.log.append(Entity("lease", str(lease)), ANY, [NewEvent.of(fact)])
 
     async def until(

@@ -14,6 +14,9 @@ from conftest_deploy import LEASE, MIB, Machine, eventually, group, http_get, se
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.keeper.client import kill_keeper
 from leasehold.deploy.workload import lease_name
+from leasehold.model.events.lease import ManifestReceived
+from leasehold.model.events.manifest import LeaseHostnames
+from leasehold.model.market import LeaseId
 
 
 async def test_from_manifest_to_answer_to_nothing_left(machine: Machine) -> None:
@@ -277,3 +280,25 @@ async def test_what_fails_says_why_and_leaves_nothing(machine: Machine) -> None:
 
 def test_the_name_of_a_lease_is_the_published_one() -> None:
     assert lease_name(LEASE) == "pmkaom7p6tdd85j5m3oq4pipvc8g52uf0733jarld89q6"
+
+
+async def test_a_host_name_moves_between_leases_of_one_owner(machine: Machine) -> None:
+    other = LeaseId("akash1owner", 101, 1, 1, "akash1provider")
+    script = "mkdir -p /w; echo second > /w/index.html; exec busybox httpd -f -p 80 -h /w"
+    async with machine.provider() as provider:
+        await provider.up(group(service()))
+        fact = ManifestReceived(
+            id=other,
+            hash="h1",
+            group=group(service(script=script)),
+            withheld=["hello.localhost"],
+        )
+        await provider.say(other, fact)
+        await provider.until("deploy.healthy", "h1", other)
+        assert (await provider.get())[1] == b"hello\n", "withheld: accepted, not wired up"
+        await provider.say(other, LeaseHostnames(id=other, hosts=["hello.localhost"]))
+
+        async def moved() -> bool:
+            return (await provider.get())[1] == b"second\n"
+
+        await eventually(moved)
