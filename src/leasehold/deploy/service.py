@@ -35,6 +35,7 @@ from leasehold.deploy.oci import cgroups, exec
 from leasehold.deploy.oci.driver import OciRuntime
 from leasehold.deploy.oci.exec import Exec
 from leasehold.deploy.ports import Images, LeaseMarket, Volumes
+from leasehold.deploy.process import ProcessRuntime
 from leasehold.deploy.replica import Replica
 from leasehold.deploy.replica import State as ReplicaState
 from leasehold.deploy.rollout import Emit, Parts
@@ -179,33 +180,28 @@ class DeployService(Service):
         self.settings = settings or DeploySettings()
         settings = self.settings
         self.keeper = KeeperClient(self.folder / "keeper", clock=self.clock)
-        self.network = NodeNetwork(
-            self.keeper,
-            pool=settings.pool,
-            uplink=settings.uplink,
-            mtu=settings.mtu,
-            folder=self.folder,
-            clock=self.clock,
-        )
+        self.network: NodeNetwork | None = None
+        self.names: Names | None = None
+        self.runtime: OciRuntime | ProcessRuntime
+        if settings.runtime == "process":
+            self.runtime = ProcessRuntime(
+                self.keeper, self.folder / "process", settings, clock=self.clock
+            )
+        else:
+            self.network, self.names = self._network(), self._names()
+            self.runtime = OciRuntime(
+                self.keeper, self.network, self.folder / "oci", settings, clock=self.clock
+            )
         self.ingress = Ingress(
             self.keeper,
             self.folder / "ingress",
-            network=NODE,
+            network=NODE if self.network else None,
             address=settings.ingress_address,
             ports=settings.ingress_ports,
             threads=settings.ingress_threads,
             maxconn=settings.ingress_maxconn,
             drain_seconds=settings.drain,
             clock=self.clock,
-        )
-        self.names = Names(
-            self.keeper,
-            self.folder / "names",
-            egress=settings.egress != "none" and settings.uplink,
-            clock=self.clock,
-        )
-        self.runtime = OciRuntime(
-            self.keeper, self.network, self.folder / "oci", settings, clock=self.clock
         )
         self.routes = Routes(
             self.network, self.ingress, self.names, settings, self.folder / "ports.json"
@@ -227,19 +223,39 @@ class DeployService(Service):
         self._deployments: dict[LeaseId, Deployment] = {}
         self._broken: dict[LeaseId, str] = {}
         self._services = Group(
-            [self.keeper, self.network, self.names, self.ingress, self.runtime],
+            [
+                part
+                for part in (self.keeper, self.network, self.names, self.ingress, self.runtime)
+                if part is not None
+            ],
             "deploy parts",
             clock=self.clock,
         )
         self.start_deadline = self._services.start_deadline
         engine.register(lambda context: DeployActivity(context, self), kind=DeployActivity)
 
+    def _network(self) -> NodeNetwork:
+        settings = self.settings
+        return NodeNetwork(
+            self.keeper,
+            pool=settings.pool,
+            uplink=settings.uplink,
+            mtu=settings.mtu,
+            folder=self.folder,
+            clock=self.clock,
+        )
+
+    def _names(self) -> Names:
+        outside = self.settings.egress != "none" and self.settings.uplink
+        return Names(self.keeper, self.folder / "names", egress=outside, clock=self.clock)
+
     # -- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.inventory.update([this_machine(self.folder, self.settings)])
-        self.network.restore(self.routes.restore())
+        if self.network is not None:
+            self.network.restore(self.routes.restore())
         started = self.spawn(self._services.serve(), name="parts")
         waiter = asyncio.ensure_future(self._services._started.wait())
         try:
@@ -414,6 +430,10 @@ class DeployService(Service):
         stdin: bool = False,
     ) -> Exec:
         """Run a command in a replica, with pipes or a terminal."""
+        if not isinstance(self.runtime, OciRuntime):
+            raise LeaseholdError(
+                "exec_unsupported", "the process runtime has no inside", kind=Kind.UNSUPPORTED
+            )
         mine = await self.runtime.replicas(lease)
         named = [r for r in mine if r.service == service]
         if not named:
@@ -440,14 +460,16 @@ class DeployService(Service):
             self.runtime.forget_lease(lease)
         await self.ingress.retire()
         removed.append(f"ingress on port {self.ingress.port}")
-        await self.names.retire()
-        removed.append("name server")
-        await self.network.dismantle()
-        removed.append(f"network {self.network.device}")
+        if self.names is not None:
+            await self.names.retire()
+            removed.append("name server")
+        if self.network is not None:
+            await self.network.dismantle()
+            removed.append(f"network {self.network.device}")
         cgroups.remove(self.settings.cgroup_parent)
         await self.keeper.retire(force=True)
         removed.append(f"keeper {self.keeper.pid}")
-        for part in ("keeper", "ingress", "names", "oci"):
+        for part in ("keeper", "ingress", "names", "oci", "process"):
             await asyncio.to_thread(shutil.rmtree, self.folder / part, True)
         self._deployments.clear()
         return removed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from leasehold.deploy.ingress.table import Options, Table, Target, name
 
 HTTP_FD, ADMIN_FD, HTTPS_FD = 3, 4, 5
@@ -18,9 +20,7 @@ global
   stats timeout 1h
   tune.bufsize 16384
   hard-stop-after 60s
-  user nobody
-  group nogroup
-
+{identity}
 defaults
   mode http
   option dontlognull
@@ -59,6 +59,7 @@ def render(table: Table, *, threads: int, maxconn: int, tls: bool = False) -> st
         admin=ADMIN_FD,
         retries=DEFAULTS.tries,
         max_body=DEFAULTS.max_body,
+        identity="  user nobody\n  group nogroup\n" if os.geteuid() == 0 else "",
         tls=f"  bind fd@{HTTPS_FD} ssl crt-list certs.list alpn h2,http/1.1\n" if tls else "",
     )
     by_number = {target.backend: target for target in table.targets.values()}

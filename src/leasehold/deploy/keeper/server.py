@@ -652,8 +652,9 @@ def run(folder: str) -> None:
     except BlockingIOError:
         sys.exit(0)  # Somebody else won; the provider connects to that one.
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
-    arrange_cgroups()
+    if os.geteuid() == 0:  # without root there are no containers to assemble anything for
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+        arrange_cgroups()
     os.chdir("/")
     asyncio.run(main(folder))
