@@ -527,7 +527,7 @@ class Engine(Service):
             self._wake(task)
 
     async def _store_error(self, task: Task, error: Exception, parked: bool) -> None:
-        text = str(error) or type(error).__name__
+        text = (str(error) or type(error).__name__).encode(errors="replace").decode()
         line = " ".join(text.split())
         task.error = StoredError(
             code=str(getattr(error, "code", type(error).__name__)),

@@ -174,6 +174,7 @@ class Repos:
 
     async def set_error(self, repo: str, code: str, full: str) -> None:
         """Store an error on the repo, replacing an older one; the same again is nothing."""
+        full = full.encode(errors="replace").decode()
         message = shorten(full)
         fact = facts.RepoErrorSet(message=message, full=full[:10_000], code=code)
         await self._note(repo, fact, unless=lambda s: s.error == message)

@@ -26,20 +26,11 @@ from leasehold.storage.content import ContentStore
 from leasehold.storage.errors import Marked
 from leasehold.storage.filesystem import SYSTEM, FileStorage
 from leasehold.storage.gitlab import Gitlab
-from leasehold.storage.observer import RegistryActivity, RegistryObserver
 from leasehold.storage.paths import is_below, volume_path
-from leasehold.storage.replicate import (
-    AcquireActivity,
-    MoveActivity,
-    ReleaseActivity,
-    RepoInit,
-    RepoReplicator,
-    Retention,
-)
-from leasehold.storage.repo_activity import Keeper, RepoActivity
 from leasehold.storage.settings import StorageSettings
 from leasehold.storage.shadow import Author, Shadow
 from leasehold.storage.state import RepoState
+from leasehold.storage.wiring import register
 
 PRESSURE_EVERY = 30.0
 """Seconds between looks at the free space."""
@@ -83,22 +74,16 @@ class Volumes(Service):
         self.in_use: dict[str, int] = {}
         """Mounts handed out and not given back, by repo; empty after a restart until the
         deployment side asks again."""
-        self.observer = RegistryObserver(self.settings.host, self.settings.prefixes, self._begin)
-        keeper = Keeper(engine, self.observer, self.repos, self.storage, self.storage, self._remove)
-        repos = self.repos
-        engine.register(lambda c: RegistryActivity(c, self.observer), kind=RegistryActivity)
-        engine.register(keeper.activity, kind=RepoActivity, every=False)
-        engine.register(lambda c: RepoInit(c, repos), kind=RepoInit)
-        engine.register(lambda c: RepoReplicator(c, repos), kind=RepoReplicator)
-        engine.register(lambda c: MoveActivity(c, repos, self._unused), kind=MoveActivity)
-        engine.register(lambda c: ReleaseActivity(c, repos), kind=ReleaseActivity, every=False)
-        engine.register(
-            lambda c: AcquireActivity(c, self.storage), kind=AcquireActivity, every=False
+        self.observer = register(
+            engine,
+            self.repos,
+            self.settings.host,
+            self.settings.prefixes,
+            self.storage,
+            self.storage,
+            remove=self._remove,
+            may_release=self._unused,
         )
-        engine.register(lambda c: Retention(c, repos), kind=Retention)
-
-    def _begin(self, repo: str, key: str, acquire: str | None) -> None:
-        self.engine.begin("repo", repo, key=key, option=acquire)
 
     def _ask(self, repo: str) -> None:
         if repo in self.engine.registrations["repo"].asleep:
