@@ -43,6 +43,7 @@ from leasehold.node.spells.pool import Outcome, Pool
 from leasehold.node.spells.store import Role
 from leasehold.node.spells.trigger import TriggerConfig
 from leasehold.node.supervisor import Supervisor
+from leasehold.node.trust import TrustGate
 
 log = get_logger(__name__)
 
@@ -418,6 +419,18 @@ class Node(Service):
         """Remove a service or spell, if ``who`` may."""
         self.instances.check_removal(who, instance, spell=spell)
         await self.deployer.remove(instance)
+
+    def trust_gate(self) -> TrustGate:
+        """Decides whom to accept, by ``trust-graph``; accepts all unless trust is enforced."""
+
+        async def ask(peer: str) -> int:
+            reply = rpc.check_reply(
+                "get_weight", await self.call("trust-graph", "get_weight", [peer])
+            )
+            return int(reply["weight"])
+
+        enforce = self.system_services.trust_graph.enforce
+        return TrustGate(ask, self.clock.now, enforce=enforce)
 
     def connection(self, peer: str, *, connected: bool) -> None:
         """Tell spells that a peer connected or disconnected."""
