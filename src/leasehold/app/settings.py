@@ -13,11 +13,13 @@ from leasehold.core.settings import Loaded, load
 from leasehold.deploy.settings import DeploySettings
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.gateway.settings import GatewaySettings
+from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.settings import ImagesSettings
 from leasehold.index.settings import IndexSettings
 from leasehold.manifest.settings import ManifestSettings
 from leasehold.market.settings import MarketSettings
 from leasehold.observe.settings import ObserveSettings
+from leasehold.p2p.settings import P2PSettings
 from leasehold.schedule.settings import ScheduleSettings
 from leasehold.storage.settings import StorageSettings
 
@@ -42,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     schedule: ScheduleSettings = ScheduleSettings()
     manifest: ManifestSettings = ManifestSettings()
     images: ImagesSettings = ImagesSettings()
+    coordination: CoordSettings = CoordSettings()
+    p2p: P2PSettings = P2PSettings()
     storage: StorageSettings = StorageSettings()
     deploy: DeploySettings = DeploySettings()
     gateway: GatewaySettings = GatewaySettings()

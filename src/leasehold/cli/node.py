@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from leasehold.cli import node_images
+
 app = typer.Typer(help="Packages, services and spells of this node.", no_args_is_help=True)
 services = typer.Typer(help="Long-lived services one can call.", no_args_is_help=True)
 spells = typer.Typer(help="Scripts fired by triggers.", no_args_is_help=True)
@@ -15,9 +17,22 @@ trust = typer.Typer(help="Certificates for trust-graph.", no_args_is_help=True)
 app.add_typer(services, name="services")
 app.add_typer(spells, name="spells")
 app.add_typer(trust, name="trust")
+app.add_typer(node_images.setup, name="setup")
 
 State = typer.Option(None, "--state", help="State folder of the provider.")
 Json = typer.Option(False, "--json", help="As JSON.")
+
+
+@app.callback(invoke_without_command=True)
+def node(
+    context: typer.Context,
+    only: str = typer.Option(None, "--only", help="Run one system of the node alone: images."),
+    state: Path = State,
+    config: Path = typer.Option(None, help="Settings file; default leasehold.toml in the folder."),
+) -> None:
+    """Packages, services and spells of this node; or the image system alone."""
+    if only and context.invoked_subcommand is None:
+        node_images.run_only(only, state, config)
 
 
 def _get(path: str, state: Path | None, **params: Any) -> Any:

@@ -63,6 +63,15 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         int, Meta(description="Layers of one image fetched at a time", ge=1)
     ] = 6
 
+    # the fleet
+    node_name: Annotated[
+        str, Meta(description="This node's name in the fleet; default: the host's name")
+    ] = ""
+    zone: Annotated[str, Meta(description="Where this node is, for images.coord.zone_scope")] = ""
+    members_file: Annotated[
+        str, Meta(description="JSON list of the fleet's nodes; read again when it changes")
+    ] = ""
+
     # the store
     store: Annotated[
         str,

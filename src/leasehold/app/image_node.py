@@ -1,0 +1,56 @@
+"""The image system alone: ``leasehold node --only images``, beside somebody else's engine.
+
+Mirror, transfer and coordination of one node, and its ops endpoint. Who else is in the fleet comes
+from ``images.members_file``; without one this node is alone and still worth having: a cache that
+outlives its registry.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from leasehold.app.settings import Settings
+from leasehold.core.clock import Clock
+from leasehold.core.ops import Ops
+from leasehold.core.service import Service, running
+from leasehold.images.membership import FileMembers
+from leasehold.images.node import ImagesNode
+
+
+class ImagesRole(Service):
+    """One node's image system, kept in ``folder``/images."""
+
+    def __init__(self, folder: Path, settings: Settings, *, clock: Clock | None = None) -> None:
+        super().__init__("images", clock=clock)
+        self.folder = folder
+        self.settings = settings
+
+    async def start(self) -> None:
+        settings = self.settings.images
+        root = self.folder / "images"
+        root.mkdir(parents=True, exist_ok=True)
+        members = None
+        if settings.members_file:
+            members = FileMembers(Path(settings.members_file), clock=self.clock)
+        self.node = ImagesNode(
+            root,
+            settings.node_name or socket.gethostname(),
+            clock=self.clock,
+            settings=settings,
+            p2p=self.settings.p2p,
+            coord=self.settings.coordination,
+            members=members,
+            zone=settings.zone,
+        )
+        # Its store is asked every few seconds; a store that does not answer is "not ready".
+        ops = Ops(self.settings.ops, clock=self.clock)
+        ops.add_check("images", self._unready)
+        for service in (ops, self.node):
+            await self.resources.enter_async_context(running(service))
+
+    def _unready(self) -> str | None:
+        reasons = self.node.not_ready()
+        if self.node.images.unready:
+            reasons.append(self.node.images.unready)
+        return "; ".join(reasons) or None
