@@ -20,6 +20,7 @@ import base64
 import binascii
 import datetime
 import re
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +47,9 @@ LAG = metrics.gauge("leasehold_market_feed_lag_seconds", "age of the newest bloc
 
 ACTIVITY = "market-feed"
 """Key of the position's checkpoint."""
+
+WRITERS = 64
+"""Entities of one block written at a time."""
 
 RECONCILE_S = 300.0
 """How often the market's own state is compared with what was heard."""
@@ -111,9 +115,15 @@ class Feed(Service):
         """Write the facts of one block, then the position."""
         if block.height <= self.height:
             return
+        facts: dict[Entity, list[Fact]] = {}
         for event in _events(block):
-            for fact in await self._facts(event, block.height):
-                await self._write(*fact)
+            for fact in await self._facts(event, block.height, facts):
+                facts.setdefault(fact[0], []).append(fact)
+        # Entities beside each other, so that the log commits them together; each in its order.
+        waiting = deque(facts.values())
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(WRITERS, len(waiting))):
+                tasks.create_task(self._write_all(waiting))
         await self.log.append(
             self.entity,
             ANY,
@@ -124,6 +134,11 @@ class Feed(Service):
         POSITION.set(block.height)
         LAG.set(max(0.0, self.clock.now() - seconds(block.time)))
 
+    async def _write_all(self, waiting: deque[list[Fact]]) -> None:
+        while waiting:
+            for fact in waiting.popleft():
+                await self._write(*fact)
+
     async def _write(self, entity: Entity, payload: msgspec.Struct, key: str) -> None:
         event = NewEvent.of(payload, id=ids.derived(0.0, str(entity), key))
         await self.log.append(entity, ANY, [event])
@@ -131,18 +146,21 @@ class Feed(Service):
 
     # -- from chain words to ours --------------------------------------------------------------
 
-    async def _facts(self, event: ChainEvent, height: int) -> list[Fact]:
+    async def _facts(self, event: ChainEvent, height: int, before: Iterable[Entity]) -> list[Fact]:
+        """``before`` are the entities the block has said something about so far."""
         match = _TYPED.match(event.type)
         if match is None:
             return []
         try:
-            return await self._translate(match[1], _Values(event), height)
+            return await self._translate(match[1], _Values(event), height, before)
         except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
             # A chain may say things in a way we do not know; the rest of the block still counts.
             log.error("feed.event_unreadable", type=event.type, height=height, error=repr(error))
             return []
 
-    async def _translate(self, what: str, said: _Values, height: int) -> list[Fact]:
+    async def _translate(
+        self, what: str, said: _Values, height: int, before: Iterable[Entity]
+    ) -> list[Fact]:
         if what == "DeploymentCreated":
             did = said.deployment()
             payload = e.DeploymentCreated(id=did, hash=said.hash(), height=height)
@@ -154,7 +172,7 @@ class Feed(Service):
         if what == "DeploymentClosed":
             did = said.deployment()
             closed = e.DeploymentClosed(id=did, height=height, reason=said.number("reason", 1))
-            orders = await self._orders_end(f"{did}/", height)
+            orders = await self._orders_end(f"{did}/", height, before)
             return [(_deployment(did), closed, "closed"), *orders]
         if what in ("GroupStarted", "GroupPaused", "GroupClosed"):
             gid = said.group()
@@ -162,7 +180,7 @@ class Feed(Service):
             changed = e.GroupChanged(id=gid, state=state, height=height)
             facts: list[Fact] = [(_deployment(gid.deployment), changed, f"{gid} {state} {height}")]
             if state != "open":
-                facts += await self._orders_end(f"{gid}/", height)
+                facts += await self._orders_end(f"{gid}/", height, before)
             return facts
         if what == "OrderCreated":
             return [order_created(said.order(), height)]
@@ -201,10 +219,11 @@ class Feed(Service):
             return []
         return [(_lease(lid), e.LeaseClosed(id=lid, height=height, reason=reason), "closed")]
 
-    async def _orders_end(self, prefix: str, height: int) -> list[Fact]:
+    async def _orders_end(self, prefix: str, height: int, before: Iterable[Entity]) -> list[Fact]:
         """The orders we know of under a deployment or group that ended."""
-        known = await self.log.entities("order", prefix)
-        return [order_closed(OrderId.parse(entity.id), height) for entity, _ in known]
+        known = {entity.id for entity, _ in await self.log.entities("order", prefix)}
+        known |= {e.id for e in before if e.kind == "order" and e.id.startswith(prefix)}
+        return [order_closed(OrderId.parse(id), height) for id in sorted(known)]
 
     # -- what blocks did not tell --------------------------------------------------------------
 
