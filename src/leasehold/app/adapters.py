@@ -15,6 +15,7 @@ import msgspec
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.ports import Image
+from leasehold.gateway.certificates import Registered
 from leasehold.images.ports import Credentials as RegistryCredentials
 from leasehold.images.service import Images, Progress
 from leasehold.manifest.ports import LeasePage, MarketDeployment, MarketGroup, MarketLease
@@ -83,6 +84,33 @@ class AccountKeys:
             raise
         key = found.get("key")
         return msgspec.convert(key, PublicKey).jwk() if key else None
+
+
+class MarketCertificates:
+    """Client certificates on the ledger, as the gateway sees them."""
+
+    def __init__(self, ledger: LedgerClient) -> None:
+        self.ledger = ledger
+
+    async def all(self) -> list[Registered]:
+        """Every valid certificate."""
+        return [
+            _registered(item) async for item in self.ledger.list("certificates", state="valid")
+        ]
+
+    async def find(self, owner: str, serial: str) -> Registered | None:
+        """One certificate, valid or revoked; None when it was never registered."""
+        try:
+            return _registered(await self.ledger.get("certificates", f"{owner}/{serial}"))
+        except LeaseholdError as error:
+            if error.kind is Kind.NOT_FOUND:
+                return None
+            raise
+
+
+def _registered(item: dict[str, Any]) -> Registered:
+    owner, _, serial = item["id"].partition("/")
+    return Registered(owner, serial, item["pem"], item["state"] == "valid")
 
 
 @dataclass(frozen=True, slots=True)

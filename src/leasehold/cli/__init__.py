@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deploy": ("leasehold.cli.deploy", "deploy an SDL file and wait until it answers"),
     "status": ("leasehold.cli.status", "one screen: what runs here and how it is"),
     "lease": ("leasehold.cli.lease", "list, explain, follow and close leases"),
+    "manifest": ("leasehold.cli.manifest", "accepted manifests: list, try another, go back"),
     "account": ("leasehold.cli.account", "make and show accounts"),
     "deployment": ("leasehold.cli.deployment", "deployments, their groups and funds"),
     "order": ("leasehold.cli.order", "what can be bid on"),

@@ -176,17 +176,20 @@ class ManifestService(Service):
     ) -> dict[str, Any]:
         """What :meth:`submit` would say, without changing anything.
 
-        Also compares with what runs: which services would be added, dropped and changed.
+        Also whether its hash is on the market (``on_market``; a manifest may be tried before it
+        is), and which services would be added, dropped and changed.
         """
         async with self._working(owner, dseq) as manager:
             manifest, hash = manager.decode(body)
             data, stages = await self.acceptance.judge(manager, manifest, hash, permit)
             taken = await self.acceptance.host_conflicts(manifest, data)
             state = await self.acceptance.deployments.state(str(manager.id))
-        violations = [v for stage in stages for v in stage.violations] + taken
+        other = [stage for stage in stages if stage.code != "manifest_version"]
+        violations = [v for stage in other for v in stage.violations] + taken
         return {
             "valid": not violations,
             "hash": hash,
+            "on_market": len(other) == len(stages),
             "leases": [str(lease.id) for lease in data.leases],
             "violations": [msgspec.to_builtins(v) for v in violations],
             "changes": self.acceptance.changes(manifest, data, state),

@@ -192,12 +192,12 @@ def test_validate_says_everything_and_changes_nothing(virtual: VirtualClock) -> 
             await service.submit(OWNER, 1, body)
             before = await w.log.last_seq()
             report = await service.validate(OWNER, 1, changed(body, name="api", count=9))
-            assert not report["valid"]
-            assert {v["code"] for v in report["violations"]} == {"hash", "count"}
+            assert not report["valid"] and not report["on_market"]
+            assert {v["code"] for v in report["violations"]} == {"count"}
             assert report["changes"]["added"] == ["westcoast/api"]
             assert report["changes"]["dropped"] == ["westcoast/web"]
             good = await service.validate(OWNER, 1, body)
-            assert good["valid"] and good["changes"]["unchanged"] == ["westcoast/web"]
+            assert good["valid"] and good["on_market"] and good["changes"]["unchanged"] == ["westcoast/web"]
             assert await w.log.last_seq() == before
 
     virtual.run(main)

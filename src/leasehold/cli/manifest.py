@@ -1,0 +1,186 @@
+"""``leasehold manifest``: what a deployment's providers were sent, trying another, going back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from leasehold.core.errors import Kind, LeaseholdError
+
+app = typer.Typer(
+    help="Accepted manifests of a deployment: list, try another, go back.", no_args_is_help=True
+)
+
+DEPLOYMENT = typer.Argument(help="The deployment: acme/1, or 1 of the first account.")
+LEDGER = typer.Option(None, help="RPC of the market; default: of this machine.")
+STATE = typer.Option(None, help="State folder of the provider of this machine.")
+JSON = typer.Option(False, "--json", help="As JSON.")
+
+
+class Side:
+    """A tenant's deployment and the providers that hold leases of it."""
+
+    def __init__(self, deployment: str, ledger: str | None, state: Path | None) -> None:
+        from leasehold.app.accounts import Accounts
+        from leasehold.cli.state import home_folder, running
+
+        name, slash, number = deployment.rpartition("/")
+        if not number.isascii() or not number.isdigit():
+            raise LeaseholdError(
+                "bad_id",
+                f"{deployment!r} is no deployment; write it as acme/1",
+                kind=Kind.MALFORMED,
+                expected="account/dseq",
+                got=deployment,
+            )
+        self.name, self.key = Accounts(home_folder()).key(name if slash else None)
+        self.dseq = int(number)
+        self.ledger = ledger or running(state).ledger
+
+    def on_market(self, action: Any) -> Any:
+        """Run ``action(client)`` with a client that signs as the tenant."""
+        import asyncio
+
+        from leasehold.market.client import LedgerClient
+
+        async def go() -> Any:
+            async with LedgerClient(self.ledger, self.key) as client:
+                return await action(client)
+
+        return asyncio.run(go())
+
+    @contextmanager
+    def providers(self) -> Iterator[list[Any]]:
+        """The APIs of the providers with a live lease."""
+        import time
+
+        from leasehold.cli.client import Api
+        from leasehold.market.accounts import sign_token
+
+        async def find(client: Any) -> list[str]:
+            names: dict[str, None] = {}
+            async for lease in client.list("leases", owner=self.key.address, dseq=self.dseq):
+                if lease["state"] in ("active", "reclaiming"):
+                    names[lease["id"].rpartition("/")[2]] = None
+            return [(await client.get("providers", name))["host_uri"] for name in names]
+
+        urls = self.on_market(find)
+        if not urls:
+            raise LeaseholdError(
+                "no_lease",
+                f"{self.name}/{self.dseq} has no live lease",
+                kind=Kind.NOT_FOUND,
+                got=f"{self.name}/{self.dseq}",
+            )
+        apis = [Api(url, sign_token(self.key, time.time())) for url in urls]
+        try:
+            yield apis
+        finally:
+            for api in apis:
+                api.close()
+
+
+@app.command()
+def history(
+    deployment: str = DEPLOYMENT,
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """The manifests that were accepted, newest first: when, hash, who sent it, images."""
+    from leasehold.cli.state import print_json
+
+    side = Side(deployment, ledger, state)
+    with side.providers() as apis:
+        kept = [entry for api in apis for entry in api.get(f"/deployment/{side.dseq}/manifests")]
+    if as_json:
+        print_json(kept)
+        return
+    import datetime as dt
+
+    for entry in kept:
+        at = dt.datetime.fromtimestamp(entry["at"], dt.UTC).isoformat(timespec="seconds")
+        images = ", ".join(f"{name}={image}" for name, image in entry["images"].items())
+        print(f"{'*' if entry['current'] else ' '} {entry['hash'][:12]}  {at}  {images}")
+
+
+@app.command()
+def rollback(
+    hash: str = typer.Argument(help="Hash of an accepted manifest, or the beginning of it."),
+    deployment: str = DEPLOYMENT,
+    wait: bool = typer.Option(True, help="Wait until it is healthy or failed."),
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Go back to a manifest: put its hash on the market and have the providers run it again."""
+    from leasehold.cli.state import print_json
+
+    side = Side(deployment, ledger, state)
+    with side.providers() as apis:
+        kept = [entry for api in apis for entry in api.get(f"/deployment/{side.dseq}/manifests")]
+        found = sorted({e["hash"] for e in kept if e["hash"].startswith(hash.lower())})
+        if len(found) != 1:
+            raise LeaseholdError(
+                "kept_manifest_not_found" if not found else "kept_manifest_ambiguous",
+                f"{len(found)} accepted manifests begin with {hash!r}; see leasehold manifest "
+                "history",
+                kind=Kind.NOT_FOUND,
+                got=hash,
+            )
+        side.on_market(lambda client: client.update_deployment(side.dseq, found[0]))
+        tail = "?wait=healthy" if wait else ""
+        results = [
+            api.post(f"/deployment/{side.dseq}/rollback{tail}", {"hash": found[0]}) for api in apis
+        ]
+    _show(results, as_json, print_json)
+
+
+@app.command()
+def check(
+    file: Path = typer.Argument(help="The SDL file whose manifest is tried."),
+    deployment: str = DEPLOYMENT,
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """What the providers would say to this SDL's manifest, and what it would change."""
+    from leasehold.cli.sdl import _read
+    from leasehold.cli.state import print_json
+    from leasehold.model import sdl
+    from leasehold.model.manifest import canonical
+
+    side = Side(deployment, ledger, state)
+    body = canonical(sdl.load(_read(str(file))).manifest())
+    with side.providers() as apis:
+        reports = [
+            api.request("POST", f"/deployment/{side.dseq}/validate", content=body) for api in apis
+        ]
+    if as_json:
+        print_json(reports)
+    for report in reports if not as_json else ():
+        changes = report["changes"]
+        for what in ("added", "dropped", "changed", "unchanged"):
+            for name in changes[what]:
+                print(f"  {what:9} {name}")
+        for violation in report["violations"]:
+            print(f"  {violation.get('path', '')}: {violation['message']} [{violation['code']}]")
+        after = "" if report["on_market"] else " once its hash is on the market"
+        print(f"would be accepted{after}" if report["valid"] else "would be refused")
+    if not all(report["valid"] for report in reports):
+        raise typer.Exit(1)
+
+
+def _show(results: list[Any], as_json: bool, print_json: Any) -> None:
+    if as_json:
+        print_json(results)
+        return
+    for result in results:
+        for lease, state in result["leases"].items():
+            print(f"{lease} is {state['phase']}")
+            for uri in state.get("uris", ()):
+                print(f"  {uri}")
