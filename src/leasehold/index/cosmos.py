@@ -11,7 +11,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leasehold.model.chain import Account, Amount, Event, SubEvent, TransactionEvent, Transfer
+from leasehold.model.chain import (
+    Account,
+    Amount,
+    Event,
+    SubEvent,
+    TransactionEvent,
+    Transfer,
+    parse_coins,
+)
 
 MAX_MESSAGES = 1000
 """Messages of one transaction that are described; chains allow far fewer."""
@@ -67,12 +75,12 @@ def _describe(index: int, type_: str, events: Sequence[Event], error: str) -> Tr
     transfers: list[Transfer] = []
     for event in events:
         if event.type == "transfer":
-            amounts = Amount.parse_coins(event.get("amount"))
+            amounts = parse_coins(event.get("amount"))
             if sender := event.get("sender"):
                 senders.setdefault(sender, []).extend(amounts)
             if recipient := event.get("recipient"):
                 recipients.setdefault(recipient, []).extend(amounts)
-                transfers.append(Transfer(Account(recipient), tuple(amounts)))
+                transfers.append(Transfer(Account(recipient), amounts))
         elif event.type == "message":
             for attribute in event.attributes:
                 if attribute.key == "sender":

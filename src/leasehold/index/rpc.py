@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import msgspec
 import websockets
 from websockets.asyncio.client import connect
 
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
+from leasehold.index import metrics
+from leasehold.index.http1 import HttpFailure, Poster
 
 SUBSCRIBE = "tm.event='NewBlock'"
 
@@ -48,11 +49,7 @@ class Rpc:
     ) -> None:
         self.url = url.rstrip("/")
         self.max_bytes = max_bytes
-        self._client = httpx.AsyncClient(
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            headers={"content-type": "application/json"},
-        )
+        self._http = Poster(self.url, timeout=timeout, connections=connections, max_bytes=max_bytes)
 
     async def __aenter__(self) -> Rpc:
         return self
@@ -61,7 +58,7 @@ class Rpc:
         await self.close()
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._http.close()
 
     async def call(self, method: str, **params: Any) -> bytes:
         """The raw JSON of the result.
@@ -71,18 +68,11 @@ class Rpc:
         """
         body = msgspec.json.encode({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         try:
-            async with self._client.stream("POST", self.url, content=body) as answer:
-                content = bytearray()
-                async for part in answer.aiter_bytes():
-                    content += part
-                    if len(content) > self.max_bytes:
-                        raise _bad(method, f"more than {self.max_bytes} bytes")
-                status = answer.status_code
-        except httpx.HTTPError as error:
+            with metrics.RPC_TIME.labels(method).time():
+                status, content = await self._http.post(body)
+        except HttpFailure as error:
             raise unavailable(
-                "rpc_unreachable",
-                f"{self.url} does not answer {method}: {str(error) or type(error).__name__}",
-                got=self.url,
+                "rpc_unreachable", f"{self.url} does not answer {method}: {error}", got=self.url
             ) from None
         try:
             decoded = _answers.decode(content)

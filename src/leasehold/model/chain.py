@@ -3,10 +3,14 @@
 An amount is an integer times a power of ten, never a float. Keys are those of the original's JSON,
 so its clients read ours. ``Event`` is what a chain says happened, in a block or a transaction;
 ``IndexedBlock`` is one height with everything that happened in it.
+
+Values are immutable and cannot form cycles, so they are kept from the garbage collector (a block
+may have a million of them).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -17,7 +21,7 @@ from leasehold.core.errors import LeaseholdError
 _COIN = re.compile(r"^([0-9]+)([a-zA-Z][a-zA-Z0-9/:._-]{1,127})$")
 
 
-class Amount(msgspec.Struct, frozen=True, omit_defaults=True):
+class Amount(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """``numeric`` x 10^-``exp`` of ``currency``; ``text`` is how the chain wrote it."""
 
     text: str = ""
@@ -46,24 +50,25 @@ class Amount(msgspec.Struct, frozen=True, omit_defaults=True):
         theirs = other.numeric * 10 ** (exp - other.exp)
         return Amount("", self.currency, mine + sign * theirs, exp)
 
-    @classmethod
-    def parse_coins(cls, text: str) -> list[Amount]:
-        """``1akt,25uakt`` to amounts; empty when the text is no list of coins."""
-        amounts = []
-        for part in text.split(","):
-            found = _COIN.match(part.strip())
-            if found is None:
-                return []
-            amounts.append(cls(part.strip(), found[2], int(found[1]), 0))
-        return amounts
+
+@functools.lru_cache(maxsize=4096)
+def parse_coins(text: str) -> tuple[Amount, ...]:
+    """``1akt,25uakt`` to amounts; empty when the text is no list of coins."""
+    amounts = []
+    for part in text.split(","):
+        found = _COIN.match(part.strip())
+        if found is None:
+            return ()
+        amounts.append(Amount(part.strip(), found[2], int(found[1]), 0))
+    return tuple(amounts)
 
 
-class Attribute(msgspec.Struct, frozen=True):
+class Attribute(msgspec.Struct, frozen=True, gc=False):
     key: str
     value: str
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One thing the chain says happened. Keys may repeat."""
 
     type: str
@@ -84,17 +89,17 @@ class Event(msgspec.Struct, frozen=True):
         return out
 
 
-class Account(msgspec.Struct, frozen=True, omit_defaults=True):
+class Account(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     id: str
     detail: dict[str, str] = {}
 
 
-class Transfer(msgspec.Struct, frozen=True, omit_defaults=True):
+class Transfer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     account: Account
     amounts: tuple[Amount, ...] = ()
 
 
-class SubEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class SubEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     """A part of a transaction in chain-independent words."""
 
     type: tuple[str, ...] = ()
@@ -112,7 +117,7 @@ class SubEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sub: tuple[SubEvent, ...] = ()
 
 
-class TransactionEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class TransactionEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     id: str = ""
     kind: str = ""
     type: tuple[str, ...] = ()
@@ -120,7 +125,7 @@ class TransactionEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
     sub: tuple[SubEvent, ...] = ()
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
+class Block(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """``time`` is RFC 3339 as the chain wrote it, all of its digits."""
 
     hash: str
@@ -131,7 +136,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     num_txs: int = 0
 
 
-class Transaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Transaction(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """``events`` in common words; ``raw_events`` as the chain said them; ``raw`` its bytes.
 
     ``index`` is the position in the block. ``code`` other than 0 means that it failed.
@@ -157,7 +162,7 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     has_errors: bool = False
 
 
-class IndexedBlock(msgspec.Struct, frozen=True, kw_only=True):
+class IndexedBlock(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One height: the block, its transactions in order, and the events of the block itself.
 
     Block-level events are those of no transaction: what the chain does by itself at the beginning
