@@ -17,7 +17,6 @@ from typing import Any
 
 from bench.harness import interleaved, median, result
 from leasehold.core import logs as core_logs
-from leasehold.core.clock import SystemClock
 from leasehold.core.service import running
 from leasehold.deploy import logs
 from leasehold.deploy.keeper.client import KeeperClient
@@ -61,7 +60,7 @@ async def _measure(runs: int, lines: int) -> list[list[float]]:
             output={"path": str(path), "bytes": 64 << 20, "files": 5, "rate": 1 << 40},
         )
         seen = 0
-        async for _ in logs.read(place, None, follow=True, tail=None, clock=SystemClock()):
+        async for _ in logs.read(place, None, tail=None, ended=asyncio.Event()):
             seen += 1
             if seen == lines:
                 break

@@ -128,3 +128,74 @@ def _pairs(texts: list[str]) -> dict[str, str]:
             )
         pairs[key] = value
     return pairs
+
+
+@app.command()
+def limits(state: Path = STATE, as_json: bool = JSON) -> None:
+    """Show what this machine offers, what of it is promised, and what is left.
+
+    To offer only part of the machine set deploy.offer_cpu, deploy.offer_memory and
+    deploy.offer_storage (shares of 1).
+    """
+    _offers(_operate("GET", "/v1/inventory", state), as_json)
+
+
+@app.command()
+def pause(
+    reason: str = typer.Option("this provider is paused by its operator", help="Told to bidders."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Make no new bids; leases go on. Holds over restarts."""
+    _offers(_operate("POST", "/v1/provider/pause", state, {"reason": reason}), as_json)
+
+
+@app.command()
+def resume(state: Path = STATE, as_json: bool = JSON) -> None:
+    """Bid again."""
+    _offers(_operate("POST", "/v1/provider/resume", state), as_json)
+
+
+@app.command()
+def drain(
+    reason: str = typer.Option("this provider is being shut down", help="Told to bidders."),
+    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Pause, and close every lease as decommissioned."""
+    from leasehold.cli.state import print_json
+
+    if not yes:
+        typer.confirm("close every lease of this provider?", abort=True)
+    closed = _operate("POST", "/v1/provider/drain", state, {"reason": reason})
+    if as_json:
+        print_json(closed)
+        return
+    for lease in closed["closed"]:
+        print(f"closed {lease}")
+    print(f"{len(closed['closed'])} leases closed; nothing new is taken")
+
+
+def _operate(method: str, path: str, state: Path, body: Any = None) -> Any:
+    from leasehold.cli.client import operator
+
+    with operator(state) as api:
+        return api.request(method, path, json=body)
+
+
+def _offers(found: dict[str, Any], as_json: bool) -> None:
+    from leasehold.cli.state import print_json
+
+    if as_json:
+        print_json(found)
+        return
+    if found["unavailable"]:
+        print(f"paused: {found['unavailable']}")
+    for node in found["nodes"]:
+        print(f"node {node['name']}")
+        for kind, unit in (("cpu", 1000), ("memory", 1 << 30), ("storage", 1 << 30)):
+            name = {"cpu": "cores"}.get(kind, "GiB")
+            left, all_ = node["available"][kind] / unit, node["offered"][kind] / unit
+            print(f"  {kind:8} {left:10.2f} of {all_:.2f} {name} left")
+    print(f"{len(found['pending'])} bids and {len(found['leased'])} leases hold the rest")

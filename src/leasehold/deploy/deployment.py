@@ -64,6 +64,8 @@ class Deployment:
         self._attempt: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self.monitor: Monitor | None = None
+        self.gone = asyncio.Event()
+        """Set when nothing of the lease is left: followers of its logs stop."""
 
     # -- told from outside ------------------------------------------------------------------------
 
@@ -264,6 +266,7 @@ class Deployment:
                 if failures == settings.teardown_attempts:
                     await self._say_failed_teardown(error)
         await self.emit(WorkloadRemoved(id=self.lease), key="removed")
+        self.gone.set()
         self._inbox.put_nowait(Input.REMOVED)
 
     async def _say_failed_teardown(self, error: Exception) -> None:

@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 
-from leasehold.core.clock import Clock
 from leasehold.core.errors import not_found
 
 CHUNK = 256 * 1024
@@ -139,15 +139,16 @@ class _Reader:
 
 
 async def read(
-    folder: Path, service: str | None, *, follow: bool, tail: int | None, clock: Clock
+    folder: Path, service: str | None, *, tail: int | None, ended: asyncio.Event | None = None
 ) -> Lines:
-    """See :meth:`leasehold.deploy.service.DeployService.logs`."""
-    if not follow and not folder.is_dir():
+    """See :meth:`leasehold.deploy.service.DeployService.logs`; follows until ``ended`` is set,
+    without it what is there now is all."""
+    if ended is None and not folder.is_dir():
         raise not_found("log", service or folder.name)
     if tail is not None:
         tail = max(0, min(tail, TAIL_LIMIT))
     readers: dict[Path, _Reader] = {}
-    watch = _Watch() if follow else None
+    watch = _Watch() if ended is not None else None
     try:
         first = True
         while True:
@@ -170,14 +171,40 @@ async def read(
             for line in lines:
                 yield line
             first = False
-            if watch is None:
+            if watch is None or ended is None:
                 return
-            await watch.changed.wait()
+            if ended.is_set() and not lines:
+                return
+            await _either(watch.changed, ended)
     finally:
         for reader in readers.values():
             reader.close()
         if watch is not None:
             watch.close()
+
+
+def expire(folder: Path, alive: set[str], before: float) -> list[str]:
+    """Remove the logs of leases not in ``alive`` that were last written before ``before``."""
+    removed = []
+    for lease in folder.iterdir() if folder.is_dir() else ():
+        if lease.name in alive or not lease.is_dir():
+            continue
+        written = [path.stat().st_mtime for path in (lease, *lease.rglob("*"))]
+        if max(written) < before:
+            shutil.rmtree(lease, ignore_errors=True)
+            removed.append(lease.name)
+    return removed
+
+
+async def _either(changed: asyncio.Event, ended: asyncio.Event) -> None:
+    if ended.is_set():
+        return  # One more look, then the end.
+    waiting = {asyncio.ensure_future(event.wait()) for event in (changed, ended)}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _files(folder: Path, service: str | None) -> list[Path]:

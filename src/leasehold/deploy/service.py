@@ -9,6 +9,7 @@ at the keeper and goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ from leasehold.deploy.replica import State as ReplicaState
 from leasehold.deploy.rollout import Emit, Parts
 from leasehold.deploy.routes import Routes
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload, unsupported
+from leasehold.deploy.workload import Workload, lease_name, unsupported
 from leasehold.events.event import Event
 from leasehold.events.log import Log
 from leasehold.model.events.lease import (
@@ -59,6 +60,15 @@ from leasehold.model.market import LeaseId
 from leasehold.model.resources import GroupSpec
 from leasehold.observe.activity import Context, Outcome, Reconciler
 from leasehold.observe.engine import Engine
+
+DECOMMISSION = 10001
+"""The market's reason code for a lease given up because the provider stops serving."""
+
+PAUSED = "paused"
+"""File that holds the reason while no new orders are taken."""
+
+RETENTION_PERIOD = 600.0
+"""Seconds between looks for logs that have outlived their retention."""
 
 DEPLOYMENTS = metrics.gauge("leasehold_deployments", "deployments on this node", ["state"])
 
@@ -254,6 +264,8 @@ class DeployService(Service):
     async def start(self) -> None:
         self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.inventory.update([this_machine(self.folder, self.settings)])
+        with contextlib.suppress(FileNotFoundError):
+            self.inventory.unavailable = (self.folder / PAUSED).read_text()
         if self.network is not None:
             self.network.restore(self.routes.restore())
         started = self.spawn(self._services.serve(), name="parts")
@@ -268,6 +280,16 @@ class DeployService(Service):
         self.runtime.on_lost(self._look_again)
         for replica in await self.runtime.replicas():
             self.parts.marks.setdefault(str(replica.lease), replica.mark)
+
+        self.spawn(self._expire_logs(), name="log retention")
+
+    async def _expire_logs(self) -> None:
+        """Logs outlive their lease by the retention, not longer."""
+        while True:
+            alive = {lease_name(lease) for lease in self._deployments}
+            before = self.clock.now() - self.settings.log_retention
+            await asyncio.to_thread(logs.expire, self.runtime.folder / "logs", alive, before)
+            await self.clock.sleep(RETENTION_PERIOD)
 
     async def stop(self) -> None:
         """Let go of everything; workloads, ingress and names go on."""
@@ -345,6 +367,36 @@ class DeployService(Service):
         """What this machine lacks."""
         return doctor(self.settings, self.folder)
 
+    # -- for the operator -------------------------------------------------------------------------
+
+    def offered(self) -> dict[str, Any]:
+        """Nodes, what they offer, what is promised, and why nothing is offered if nothing is."""
+        return self.inventory.to_dict()
+
+    async def pause(self, reason: str) -> None:
+        """Turn new orders away with ``reason``; what runs goes on. Holds over restarts."""
+        (self.folder / PAUSED).write_text(reason)
+        self.inventory.unavailable = reason
+
+    async def resume(self) -> None:
+        (self.folder / PAUSED).unlink(missing_ok=True)
+        self.inventory.unavailable = ""
+
+    async def drain(self, reason: str) -> list[str]:
+        """Pause and give every lease up; their workloads go as the market closes them."""
+        await self.pause(reason)
+        if self.parts.market is None:
+            raise LeaseholdError("no_market", "no market to close leases on", kind=Kind.UNSUPPORTED)
+        closed = []
+        for lease in sorted(self._deployments):
+            await self.parts.market.close_bid(lease, reason=DECOMMISSION)
+            closed.append(str(lease))
+        return closed
+
+    async def workloads(self) -> list[dict[str, Any]]:
+        """The status of every deployment."""
+        return [await self.status(lease) for lease in sorted(self._deployments)]
+
     # -- for tenants and operators ----------------------------------------------------------------
 
     async def status(self, lease: LeaseId) -> dict[str, Any]:
@@ -412,11 +464,16 @@ class DeployService(Service):
     ) -> logs.Lines:
         """Lines of a lease's replicas, oldest first; with ``follow`` also those to come.
 
+        Following ends with the lease.
         ``tail`` keeps the last so many of each replica. Also after the lease has closed, within
         the retention.
         """
+        deployment = self._deployments.get(lease)
         return logs.read(
-            self.runtime.log_folder(lease), service, follow=follow, tail=tail, clock=self.clock
+            self.runtime.log_folder(lease),
+            service,
+            ended=deployment.gone if deployment is not None and follow else None,
+            tail=tail,
         )
 
     async def exec(

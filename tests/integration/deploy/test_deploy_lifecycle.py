@@ -302,3 +302,41 @@ async def test_a_host_name_moves_between_leases_of_one_owner(machine: Machine) -
             return (await provider.get())[1] == b"second\n"
 
         await eventually(moved)
+
+
+async def test_following_a_log_ends_with_the_lease_and_the_log_outlives_it(
+    machine: Machine,
+) -> None:
+    script = "for i in 1 2 3; do echo line $i; sleep 0.1; done; exec busybox httpd -f -p 80 -h /tmp"
+    async with machine.provider() as provider:
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for line in provider.deploy.logs(LEASE, follow=True):
+                seen.append(line.text)  # noqa: PERF401 (looked at while it grows)
+
+        await provider.up(group(service(script=script)))
+        following = asyncio.ensure_future(follow())
+        await eventually(lambda: len(seen) == 3)
+        await provider.close()
+        async with asyncio.timeout(10):
+            await following
+        assert seen == ["line 1", "line 2", "line 3"]
+        kept = [line async for line in provider.deploy.logs(LEASE, tail=2)]
+        assert [(k.service, k.replica, k.stream, k.text) for k in kept] == [
+            ("web", 0, "stdout", "line 2"),
+            ("web", 0, "stdout", "line 3"),
+        ]
+
+
+async def test_pausing_holds_over_a_restart_and_draining_closes_leases(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(group(service()))
+        await provider.deploy.pause("back on Monday")
+    async with machine.provider() as provider:
+        assert provider.deploy.offered()["unavailable"] == "back on Monday"
+        await provider.deploy.resume()
+        assert provider.deploy.offered()["unavailable"] == ""
+        await eventually(lambda: provider.deploy.knows(LEASE))
+        assert await provider.deploy.drain("bye") == [str(LEASE)]
+    assert machine.market.closed == [(LEASE, 10001)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leasehold.core.errors import LeaseholdError
+from leasehold.deploy import logs
 from leasehold.deploy.ingress import config
 from leasehold.deploy.ingress.table import Options, Server, Table, Target
 from leasehold.deploy.keeper.journal import Journal
@@ -166,6 +168,18 @@ def test_the_system_call_filter_refuses_by_default() -> None:
                "io_uring_setup", "userfaultfd", "open_by_handle_at", "kexec_load"}  # fmt: skip
     assert not allowed & refused
     assert {"read", "futex", "execve", "epoll_wait", "openat", "rseq"} <= allowed
+
+
+def test_logs_outlive_their_lease_by_the_retention_only(tmp_path: Path) -> None:
+    for name, age in (("old", 100), ("new", 1), ("alive", 100)):
+        file = tmp_path / name / "web/0.log"
+        file.parent.mkdir(parents=True)
+        file.write_text("x")
+        for path in (file, file.parent, tmp_path / name):
+            os.utime(path, (1000 - age, 1000 - age))
+    assert logs.expire(tmp_path, {"alive"}, 1000 - 50) == ["old"]
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "alive"}
+    assert logs.expire(tmp_path / "none", set(), 0) == []
 
 
 def test_rules_name_every_part_of_a_replica() -> None:
