@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -109,6 +110,7 @@ class SpellEngine(Service):
         self._states: dict[str, _State] = {}
         self._stores: OrderedDict[str, SpellStore] = OrderedDict()
         self._busy: dict[str, int] = defaultdict(int)
+        self._cache = threading.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="spell-store")
         self._in_progress = 0
@@ -121,10 +123,10 @@ class SpellEngine(Service):
         self.root.mkdir(parents=True, exist_ok=True)
 
     async def stop(self) -> None:
+        await asyncio.to_thread(self._threads.shutdown)
         for store in self._stores.values():
             store.close()
         self._stores.clear()
-        self._threads.shutdown(wait=False)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -146,32 +148,40 @@ class SpellEngine(Service):
 
     @contextmanager
     def _open(self, spell: str) -> Iterator[SpellStore]:
-        store = self._stores.pop(spell, None)
-        if store is None:
-            directory = self.directory(spell)
-            if not directory.is_dir():
-                raise not_found("spell", spell)
-            store = SpellStore(directory / "spell.db")
-        self._busy[spell] += 1
-        other = self._stores.setdefault(spell, store)
-        if other is not store:
-            # Two threads opened it at once; one is enough.
-            store.close()
+        with self._cache:
+            self._busy[spell] += 1
+            store = self._stores.get(spell)
+            if store is not None:
+                self._stores.move_to_end(spell)
         try:
-            yield other
+            if store is None:
+                store = self._opened(spell)
+            yield store
         finally:
-            self._busy[spell] -= 1
-            if not self._busy[spell]:
-                del self._busy[spell]
-            while len(self._stores) > self.settings.open_spell_files:
-                oldest = next((s for s in list(self._stores) if s not in self._busy), None)
-                if oldest is None:
-                    break
-                if (idle := self._stores.pop(oldest, None)) is not None:
-                    idle.close()
+            with self._cache:
+                self._busy[spell] -= 1
+                if not self._busy[spell]:
+                    del self._busy[spell]
+                spare = len(self._stores) - self.settings.open_spell_files
+                idle = [s for s in self._stores if s not in self._busy][: max(0, spare)]
+                closing = [self._stores.pop(s) for s in idle]
+            for each in closing:
+                each.close()
+
+    def _opened(self, spell: str) -> SpellStore:
+        directory = self.directory(spell)
+        if not directory.is_dir():
+            raise not_found("spell", spell)
+        store = SpellStore(directory / "spell.db")
+        with self._cache:
+            known = self._stores.setdefault(spell, store)
+        if known is not store:
+            store.close()  # Two threads opened it at once; one is enough.
+        return known
 
     def _forget(self, spell: str) -> None:
-        store = self._stores.pop(spell, None)
+        with self._cache:
+            store = self._stores.pop(spell, None)
         if store is not None:
             store.close()
 
