@@ -2,7 +2,8 @@
 
 A change replaces an object, so that a snapshot is a copy of references, a refused transaction is
 undone by putting the old objects back, and the list of what a block changed comes for free. The
-indexes (who bids on an order, whose lease it is) follow every change.
+indexes (who bids on an order, whose lease it is) follow every change. Objects cannot form cycles, so
+the garbage collector need not walk them, however many there are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Units = Annotated[int, Meta(ge=0)]
 """Smallest units of a denomination (see ``money``)."""
 
 
-class Account(Struct, frozen=True):
+class Account(Struct, frozen=True, gc=False):
     """``sequence`` counts its transactions, ``deployments`` the numbers it has used."""
 
     id: str
@@ -33,7 +34,7 @@ class Account(Struct, frozen=True):
     deployments: int = 0
 
 
-class Deployment(Struct, frozen=True):
+class Deployment(Struct, frozen=True, gc=False):
     """``hash`` is the hex version hash of its manifest; ``created`` and ``closed`` are heights."""
 
     id: str
@@ -47,7 +48,7 @@ class Deployment(Struct, frozen=True):
     closed: int = 0
 
 
-class Group(Struct, frozen=True):
+class Group(Struct, frozen=True, gc=False):
     """``spec`` is the group's JSON; ``orders`` counts how often it was put out for bids."""
 
     id: str
@@ -57,14 +58,14 @@ class Group(Struct, frozen=True):
     orders: int = 0
 
 
-class Order(Struct, frozen=True):
+class Order(Struct, frozen=True, gc=False):
     id: str
     state: Literal["open", "active", "closed"]
     created: int
     closed: int = 0
 
 
-class Bid(Struct, frozen=True):
+class Bid(Struct, frozen=True, gc=False):
     """``price`` and ``deposit`` are smallest units; the deposit is 0 once given back.
 
     ``made`` is nanoseconds UTC.
@@ -82,7 +83,7 @@ class Bid(Struct, frozen=True):
     closed: int = 0
 
 
-class Lease(Struct, frozen=True):
+class Lease(Struct, frozen=True, gc=False):
     """``made``, and ``deadline`` when a reclaiming lease may be closed, are nanoseconds UTC."""
 
     id: str
@@ -97,7 +98,7 @@ class Lease(Struct, frozen=True):
     closed: int = 0
 
 
-class Escrow(Struct, frozen=True):
+class Escrow(Struct, frozen=True, gc=False):
     """The funds of a deployment. ``settled`` is the tick up to which leases were paid."""
 
     id: str
@@ -110,7 +111,7 @@ class Escrow(Struct, frozen=True):
     spent: Units = 0
 
 
-class Payment(Struct, frozen=True):
+class Payment(Struct, frozen=True, gc=False):
     """What a lease earns: ``balance`` is earned and not yet withdrawn."""
 
     id: str
@@ -121,7 +122,7 @@ class Payment(Struct, frozen=True):
     withdrawn: Units = 0
 
 
-class Certificate(Struct, frozen=True):
+class Certificate(Struct, frozen=True, gc=False):
     """``id`` is owner/serial."""
 
     id: str
@@ -129,7 +130,7 @@ class Certificate(Struct, frozen=True):
     pem: str
 
 
-class Provider(Struct, frozen=True):
+class Provider(Struct, frozen=True, gc=False):
     id: str
     host_uri: str
     attributes: list[Attribute]
@@ -137,14 +138,14 @@ class Provider(Struct, frozen=True):
     website: str = ""
 
 
-class Audit(Struct, frozen=True):
+class Audit(Struct, frozen=True, gc=False):
     """``id`` is provider/auditor."""
 
     id: str
     attributes: list[Attribute]
 
 
-class Supply(Struct, frozen=True):
+class Supply(Struct, frozen=True, gc=False):
     """``id`` is the denomination, ``units`` all there is of it."""
 
     id: str
