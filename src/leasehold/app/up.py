@@ -14,6 +14,7 @@ from leasehold.app.adapters import (
     DeployImages,
     DeployMarket,
     ManifestMarket,
+    MarketCertificates,
 )
 from leasehold.app.folder import StateFolder
 from leasehold.app.settings import Settings
@@ -26,7 +27,10 @@ from leasehold.deploy.service import DeployService
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
 from leasehold.events.sqlite import SqliteLog
-from leasehold.gateway import gifts, stories
+from leasehold.gateway import gifts, node, offers, stories
+from leasehold.gateway import images as image_routes
+from leasehold.gateway import log as log_routes
+from leasehold.gateway import volumes as volume_routes
 from leasehold.gateway.server import Gateway
 from leasehold.images.service import Images
 from leasehold.index.follower import Follower
@@ -37,6 +41,7 @@ from leasehold.market.accounts import Key
 from leasehold.market.bids import BidActivity, Bidder
 from leasehold.market.client import LedgerClient
 from leasehold.market.feed import Feed
+from leasehold.market.funds import Funds, FundsActivity
 from leasehold.market.ledger.service import LedgerService
 from leasehold.model.market import LeaseId
 from leasehold.model.sealing import Vault
@@ -151,6 +156,10 @@ class Provider(Service):
             settings=settings.market,
         )
         self.engine.register(self.bidder.activity, kind=BidActivity)
+        funds = Funds(
+            self.address, self.client, self.client, clock=self.clock, settings=settings.market
+        )
+        self.engine.register(funds.activity, kind=FundsActivity)
         await self._add(self.engine)
         await self._add(
             Feed(self.log, self.follower, self.address, clock=self.clock, reader=self.client)
@@ -172,6 +181,7 @@ class Provider(Service):
                 manifest=self.manifest,
                 workloads=workloads,
                 keys=AccountKeys(self.client),
+                registry=MarketCertificates(self.client),
                 operator_token=self.folder.operator_token(),
                 routes=[
                     *stories.routes(
@@ -183,10 +193,15 @@ class Provider(Service):
                         self.settings.gateway,
                     ),
                     *gifts.routes(give),
+                    *image_routes.routes(lambda: self.images),
+                    *node.routes(self.deploy.teardown_all),
+                    *log_routes.routes(self.log, self.engine),
+                    *volume_routes.routes(self.volumes),
+                    *offers.routes(self.deploy),
                 ],
             )
         )
-        await self.client.set_provider(self.gateway.url)
+        await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
         log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
 
     @property

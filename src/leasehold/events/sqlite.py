@@ -110,7 +110,7 @@ class SqliteLog(GroupCommit):
     def _write_forever(self, ready: asyncio.Future[int]) -> None:
         lock = None
         try:
-            lock = _lock(self.path)
+            lock = lock_file(self.path)
             db = _open(self.path)
         except Exception as error:
             if lock is not None:
@@ -398,7 +398,7 @@ def _open(path: Path) -> sqlite3.Connection:
         raise
 
 
-def _lock(path: Path) -> int:
+def lock_file(path: Path) -> int:
     """Hold ``path.lock`` for the life of the process, or say who does."""
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -416,6 +416,10 @@ def _lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def unlock_file(fd: int) -> None:
+    os.close(fd)
 
 
 def _cannot_open(path: Path, error: Exception) -> LeaseholdError:

@@ -1,0 +1,36 @@
+"""``leasehold db``: the schema of the event log. For a database nobody has open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from leasehold.cli.tables import show
+
+app = typer.Typer(help="The schema of the event log.", no_args_is_help=True)
+Where = typer.Option(None, "--url", help="A PostgreSQL URL; default the file in the state folder.")
+State = typer.Option(None, "--state", help="State folder of the provider.")
+Json = typer.Option(False, "--json", help="As JSON.")
+
+
+@app.command()
+def status(url: str = Where, state: Path = State, as_json: bool = Json) -> None:
+    """Which revision the log is at, and which this release needs."""
+    from leasehold.events import migrate
+
+    show(migrate.status(_place(url, state)), as_json)
+
+
+@app.command(name="migrate")
+def upgrade(url: str = Where, state: Path = State, as_json: bool = Json) -> None:
+    """Bring the log to this release's schema; at it already, nothing happens."""
+    from leasehold.events import migrate
+
+    show(migrate.upgrade(_place(url, state)), as_json)
+
+
+def _place(url: str | None, state: Path | None) -> str:
+    from leasehold.cli.state import state_folder
+
+    return url or str(state_folder(state) / "events.sqlite3")

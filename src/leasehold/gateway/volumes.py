@@ -1,0 +1,124 @@
+"""Routes of volumes: everything for the operator, their own frozen ones for tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.handlers import BaseRouteHandler
+
+from leasehold.gateway.auth import any_tenant, operator, principal_of
+from leasehold.storage.shadow import Author
+from leasehold.storage.volumes import Volumes
+
+
+class Which(msgspec.Struct, forbid_unknown_fields=True):
+    """A volume by id or path; ``author`` and ``reason`` go into its history."""
+
+    volume: str
+    author: str = "operator"
+    reason: str = ""
+
+
+class Restore(msgspec.Struct, forbid_unknown_fields=True):
+    """``at`` is a snapshot's id (or its beginning), or a time in seconds UTC."""
+
+    volume: str
+    at: str | float
+    author: str = "operator"
+
+
+class Move(msgspec.Struct, forbid_unknown_fields=True):
+    """The new global path, and the new host where it changes."""
+
+    volume: str
+    path: str
+    host: str = ""
+
+
+def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
+    """Every route of this area."""
+    storage = volumes.storage
+
+    @get("/v1/volumes", guards=[operator], tags=["volumes"])
+    async def volumes_list(prefix: str = "") -> list[dict[str, Any]]:
+        """Volumes at or below a global path."""
+        return await volumes.ls(prefix)
+
+    @get("/v1/volumes/history", guards=[operator], tags=["volumes"])
+    async def volumes_history(volume: str) -> list[dict[str, Any]]:
+        """Snapshots, newest first."""
+        found = await storage.history(await volumes.find(volume))
+        return [snapshot._asdict() for snapshot in found]
+
+    @get("/v1/volumes/diff", guards=[operator], tags=["volumes"])
+    async def volumes_diff(volume: str, old: str, new: str | None = None) -> list[dict[str, Any]]:
+        """What changed between two snapshots; ``new`` defaults to the newest."""
+        found = await storage.diff(await volumes.find(volume), old, new)
+        return [
+            {
+                "how": change.how,
+                "path": change.path,
+                "old": change.old._asdict() if change.old else None,
+                "new": change.new._asdict() if change.new else None,
+            }
+            for change in found
+        ]
+
+    @post("/v1/volumes/snapshot", guards=[operator], tags=["volumes"], status_code=200)
+    async def volumes_snapshot(data: Which) -> dict[str, Any]:
+        """Record a volume as it is now."""
+        repo = await volumes.find(data.volume)
+        taken = await storage.snapshot(repo, Author(data.author), data.reason or "on demand")
+        return taken._asdict()
+
+    @post("/v1/volumes/restore", guards=[operator], tags=["volumes"], status_code=200)
+    async def volumes_restore(data: Restore) -> dict[str, Any]:
+        """Bring a volume back to a snapshot; what is there now is recorded first."""
+        repo = await volumes.find(data.volume)
+        return vars(await storage.restore(repo, data.at, Author(data.author)))
+
+    @post("/v1/volumes/change/{action:str}", guards=[operator], tags=["volumes"], status_code=202)
+    async def volumes_change(action: str, data: Which) -> dict[str, Any]:
+        """Freeze, unfreeze, archive or unarchive a volume; answers with the workflow."""
+        repo = await volumes.find(data.volume)
+        workflow = await volumes.change(action, repo, author=data.author, reason=data.reason)
+        return {"volume": repo, "workflow": workflow}
+
+    @post("/v1/volumes/move", guards=[operator], tags=["volumes"], status_code=202)
+    async def volumes_move(data: Move) -> dict[str, Any]:
+        """Move a volume to another path or host; answers with the workflow."""
+        repo = await volumes.find(data.volume)
+        return {"volume": repo, "workflow": await volumes.move(repo, data.path, data.host)}
+
+    @post("/v1/volumes/clear", guards=[operator], tags=["volumes"], status_code=200)
+    async def volumes_clear(data: Which) -> dict[str, Any]:
+        """Forget a volume's stored error and try again."""
+        repo = await volumes.find(data.volume)
+        await volumes.repos.clear_error(repo)
+        return {"volume": repo}
+
+    @get("/volumes", guards=[any_tenant], tags=["volumes"])
+    async def own_volumes(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
+        """The tenant's volumes, those of closed leases too."""
+        return await volumes.ls(f"leases/{principal_of(request).owner}")
+
+    @delete("/volumes/{repo:str}", guards=[any_tenant], tags=["volumes"], status_code=204)
+    async def purge_volume(repo: str, request: Request[Any, Any, Any]) -> None:
+        """Delete one of the tenant's frozen volumes for good."""
+        await volumes.purge(principal_of(request).owner, repo)
+
+    return [
+        volumes_list,
+        volumes_history,
+        volumes_diff,
+        volumes_snapshot,
+        volumes_restore,
+        volumes_change,
+        volumes_move,
+        volumes_clear,
+        own_volumes,
+        purge_volume,
+    ]
