@@ -76,6 +76,14 @@ def _runtime(settings: DeploySettings) -> Check:
         name, program = driver.choose(settings.runtime)
     except LeaseholdError as error:
         return Check("container runtime", "error", error.message, "apt-get install crun")
+    if name == "runc" and settings.user_namespace:
+        return Check(
+            "container runtime",
+            "warning",
+            f"{name} ({program}): no shell into workloads, image health checks are not run "
+            "(TCP is asked instead)",
+            "apt-get install crun",
+        )
     return Check("container runtime", "ok", f"{name} ({program})")
 
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pytest
 from conftest_deploy import LEASE, MIB, Machine, eventually, group, http_get, service
 
 from leasehold.core.errors import Kind, LeaseholdError
@@ -340,3 +341,32 @@ async def test_pausing_holds_over_a_restart_and_draining_closes_leases(machine: 
         await eventually(lambda: provider.deploy.knows(LEASE))
         assert await provider.deploy.drain("bye") == [str(LEASE)]
     assert machine.market.closed == [(LEASE, 10001)]
+
+
+async def test_runc_takes_the_place_of_crun(machine: Machine) -> None:
+    async with machine.provider(runtime="runc") as provider:
+        await provider.up(_version("one"))
+        assert await provider.get() == (200, b"one\n")
+        await provider.put(_version("two"), "h2")
+        await provider.until("deploy.healthy", "h2")
+        assert await provider.get() == (200, b"two\n")
+        with pytest.raises(LeaseholdError, match="install crun"):
+            await provider.run("true")
+        await provider.close()
+        await provider.until("deploy.removed")
+        await provider.deploy.teardown_all()
+    _nothing_left(machine)
+
+
+async def test_the_images_health_check_is_asked(machine: Machine) -> None:
+    check = {"Test": ["CMD-SHELL", "test -e /tmp/ready"], "Timeout": 5_000_000_000}
+    machine.images.configs["img"] = {"Healthcheck": check}
+    async with machine.provider() as provider:
+        await provider.put(_version("one"), "h1")
+        await provider.until("deploy.running", "h1")
+        await asyncio.sleep(0.3)
+        assert [e.type for e in await provider.events()][-1] == "deploy.running"
+        assert (await provider.get())[0] != 200, "nothing is let in before it says it is well"
+        await provider.run("touch /tmp/ready")
+        await provider.until("deploy.healthy", "h1")
+        assert (await provider.get())[0] == 200

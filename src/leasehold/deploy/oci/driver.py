@@ -377,6 +377,11 @@ class OciRuntime(Service):
         """Remove the lease's own control group, once its last replica is gone."""
         cgroups.remove(self.cgroup(lease))
 
+    @property
+    def can_exec(self) -> bool:
+        """runc 1.1 cannot enter a user namespace together with a network it does not own."""
+        return self.name != "runc" or not self.settings.user_namespace
+
     # -- look -------------------------------------------------------------------------------------
 
     async def replicas(self, lease: LeaseId | None = None) -> list[Replica]:
@@ -396,7 +401,7 @@ class OciRuntime(Service):
     async def answers(self, replica: Replica, ports: Sequence[int]) -> bool:
         if replica.state is not State.RUNNING:
             return False
-        if replica.health is not None:
+        if replica.health is not None and self.can_exec:
             return await self._passes(replica, replica.health)
         loop = asyncio.get_running_loop()
         for port in ports:

@@ -127,6 +127,12 @@ async def start(
     stdin: bool,
 ) -> Exec:
     """Run ``command`` in the replica ``key``; ``executable_not_found`` when it has no such."""
+    if not runtime.can_exec:
+        raise LeaseholdError(
+            "exec_unsupported",
+            "runc cannot run commands in a container with a user namespace here; install crun",
+            kind=Kind.UNSUPPORTED,
+        )
     home = runtime.home(key)
     try:
         process = json.loads((home / "config.json").read_text())["process"]
