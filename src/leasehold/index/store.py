@@ -9,7 +9,9 @@ that is there with another hash is a conflict: the chain is not the one that was
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Service
-from leasehold.index import schema
+from leasehold.index import metrics, schema
 from leasehold.index.ranges import Range, merged, runs
 from leasehold.index.rows import Rows, block_of, rows_of, transaction_of
 from leasehold.model.chain import IndexedBlock, Transaction
@@ -40,6 +42,7 @@ class Store(Service):
         self.url = url
         self.engine: AsyncEngine
         self._chains: dict[tuple[str, str], int] = {}
+        self._turn = asyncio.Lock()
 
     @classmethod
     def at(cls, path: Path, clock: Clock | None = None) -> Store:
@@ -73,6 +76,7 @@ class Store(Service):
             return 0
         chain = await self.chain(network, chain_id)
         wanted = {height.height: height for height in heights}
+        began = time.perf_counter()
         async with self._writing() as connection:
             await self._lock(connection, chain)
             known = await connection.execute(
@@ -89,6 +93,10 @@ class Store(Service):
             rows = rows_of(chain, [wanted[number] for number in sorted(wanted)])
             await self._insert(connection, rows)
             await self._cover(connection, chain, runs(wanted))
+        metrics.WRITE_TIME.observe(time.perf_counter() - began)
+        label = f"{network}/{chain_id}"
+        metrics.STORED_BLOCKS.labels(label).inc(len(wanted))
+        metrics.STORED_TXS.labels(label).inc(len(rows.transactions))
         return len(wanted)
 
     async def forget(self, network: str, chain_id: str, first: int, last: int) -> None:
@@ -111,8 +119,14 @@ class Store(Service):
 
     @contextlib.asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes: on SQLite it takes the file's lock before it looks."""
-        async with self.engine.connect() as connection:
+        """A transaction that writes: on SQLite it takes the file's lock before it looks.
+
+        Writers of this process take turns here; SQLite's own way of waiting is to sleep and retry.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self.sqlite:
+                await stack.enter_async_context(self._turn)
+            connection = await stack.enter_async_context(self.engine.connect())
             await connection.execution_options(sqlite_begin="IMMEDIATE")
             async with connection.begin():
                 yield connection
