@@ -263,21 +263,25 @@ def busybox_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return layer
 
 
+def settings_for(cgroup: str) -> DeploySettings:
+    return DeploySettings(
+        cgroup_parent=cgroup,
+        ingress_address="127.0.0.1",
+        ingress_ports=(0,),
+        uplink=False,
+        stop_grace=0.5,
+        restart_first=0.05,
+        drain=15.0,
+    )
+
+
 @pytest.fixture
 def machine(tmp_path: Path, busybox_layer: Path) -> Iterator[Machine]:
     if os.geteuid() != 0:
         pytest.skip("containers need root")
     made = Machine(
         tmp_path,
-        DeploySettings(
-            cgroup_parent=f"/leasehold-test-{secrets.token_hex(4)}",
-            ingress_address="127.0.0.1",
-            ingress_ports=(0,),
-            uplink=False,
-            stop_grace=0.5,
-            restart_first=0.05,
-            drain=15.0,
-        ),
+        settings_for(f"/leasehold-test-{secrets.token_hex(4)}"),
         FakeImages(busybox_layer),
         FakeVolumes(tmp_path / "volumes"),
         FakeMarket(),
