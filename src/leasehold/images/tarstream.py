@@ -240,8 +240,8 @@ class LayerFilter:
             name=name,
             link=link,
             mode=_number(fields[1]) & 0o7777,
-            uid=_decimal(pax[b"uid"]) if b"uid" in pax else _number(fields[2]),
-            gid=_decimal(pax[b"gid"]) if b"gid" in pax else _number(fields[3]),
+            uid=_owner(_decimal(pax[b"uid"]) if b"uid" in pax else _number(fields[2])),
+            gid=_owner(_decimal(pax[b"gid"]) if b"gid" in pax else _number(fields[3])),
             size=size if kind == b"0" else 0,
             mtime=_seconds(pax[b"mtime"]) if b"mtime" in pax else _number(fields[5]),
         )
@@ -480,6 +480,12 @@ def _decimal(raw: bytes, limit: int = (1 << 32) - 1) -> int:
     if not raw.isdigit() or len(raw) > 20 or int(raw) > limit:
         raise LayerRefused("a number beyond all bounds")
     return int(raw)
+
+
+def _owner(value: int) -> int:
+    if not 0 <= value < (1 << 32) - 1:
+        raise LayerRefused(f"an owner {value}, which Linux does not have")
+    return value
 
 
 def _seconds(raw: bytes) -> int:

@@ -151,6 +151,7 @@ HOSTILE: dict[str, Callable[[], bytes | Tar]] = {
     "root replaced": lambda: Tar().link("/", "/etc"),
     "long name": lambda: Tar().add("x" * 300, b""),
     "long path": lambda: Tar().add("/".join(["y" * 200] * 30), b""),
+    "no such owner": lambda: Tar().add("x", b"", uid=1 << 55),
     "cut in a file": lambda: Tar().add("x", b"1" * 5000).bytes()[:2000],
     "cut in a header": lambda: Tar().add("x").bytes()[:100],
     "no tar": lambda: b"\x01" * 5000,
