@@ -130,9 +130,10 @@ def height_of(id: str) -> int:
 
 def to_events(block: Block) -> list[NewEvent]:
     """A block as the events to append."""
+    whole = NewEvent.of(block, id=event_id(block.height))
+    if len(whole.data) <= PART_BYTES:
+        return [whole]
     outcome = msgspec.json.encode(Outcome(block.txs, block.results, block.events))
-    if len(outcome) <= PART_BYTES:
-        return [NewEvent.of(block, id=event_id(block.height))]
     pieces = [outcome[i : i + PART_BYTES] for i in range(0, len(outcome), PART_BYTES)]
     head = msgspec.structs.replace(block, txs=[], results=[], events=[], more=len(pieces))
     return [

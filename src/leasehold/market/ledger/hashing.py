@@ -25,12 +25,17 @@ VOTING_POWER = 10
 
 def merkle(items: Sequence[bytes]) -> bytes:
     """RFC 6962 root; the empty list has the hash of nothing."""
+    sha256 = hashlib.sha256
     if not items:
-        return hashlib.sha256(b"").digest()
-    if len(items) == 1:
-        return hashlib.sha256(b"\0" + items[0]).digest()
-    split = 1 << (len(items) - 1).bit_length() - 1
-    return hashlib.sha256(b"\1" + merkle(items[:split]) + merkle(items[split:])).digest()
+        return sha256(b"").digest()
+    level = [sha256(b"\0" + item).digest() for item in items]
+    while len(level) > 1:
+        # Pairs from the left, an odd last one moves up as it is: the same tree as splitting at the
+        # largest power of two.
+        pairs = zip(level[::2], level[1::2], strict=False)
+        above = [sha256(b"\1" + left + right).digest() for left, right in pairs]
+        level = above + level[-1:] if len(level) % 2 else above
+    return level[0]
 
 
 def varint(value: int) -> bytes:

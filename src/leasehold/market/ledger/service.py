@@ -254,11 +254,12 @@ class LedgerService(Service):
         pending = Pending(
             received, self.clock.monotonic(), loop.create_future(), loop.create_future()
         )
-        landed = await self.find(received.hash)
-        if landed is not None:
-            pending.checked.set_result(None)
-            pending.done.set_result(landed)
-            return pending
+        if self.index.height(received.hash) is not None:
+            landed = await self.find(received.hash)
+            if landed is not None:
+                pending.checked.set_result(None)
+                pending.done.set_result(landed)
+                return pending
         if len(self._by_hash) >= self.settings.max_pending:
             TXS.labels("busy").inc()
             raise unavailable(

@@ -2,8 +2,8 @@
 
 A change replaces an object, so that a snapshot is a copy of references, a refused transaction is
 undone by putting the old objects back, and the list of what a block changed comes for free. The
-indexes (who bids on an order, whose lease it is) follow every change. Objects cannot form cycles, so
-the garbage collector need not walk them, however many there are.
+indexes (who bids on an order, whose lease it is) follow every change. Objects cannot form cycles,
+so the garbage collector need not walk them, however many there are.
 """
 
 from __future__ import annotations
