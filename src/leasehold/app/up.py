@@ -33,8 +33,10 @@ from leasehold.gateway import log as log_routes
 from leasehold.gateway import volumes as volume_routes
 from leasehold.gateway.server import Gateway
 from leasehold.images.service import Images
+from leasehold.index.api import application as index_api
 from leasehold.index.follower import Follower
 from leasehold.index.handlers import worker_handlers
+from leasehold.index.operations import Operations
 from leasehold.index.store import Store
 from leasehold.manifest.service import ManifestService
 from leasehold.market.accounts import Key
@@ -46,6 +48,8 @@ from leasehold.market.ledger.service import LedgerService
 from leasehold.model.market import LeaseId
 from leasehold.model.sealing import Vault
 from leasehold.observe.engine import Engine
+from leasehold.schedule.scheduler import Scheduler
+from leasehold.schedule.store import ScheduleStore
 from leasehold.storage.volumes import Volumes
 
 START_DEADLINE = 120.0
@@ -106,13 +110,27 @@ class Provider(Service):
             self.settings.index, rpc=self.ledger.url, chain_id=self.settings.market.chain_id
         )
         self.store = await self._add(Store.at(self.folder / "index.sqlite3", self.clock))
-        manager = await self._add(Manager(self.clock, self.settings.dispatch))
+        manager = Manager(self.clock, self.settings.dispatch)
+        operations = Operations(manager, self.store, settings, self.clock)
+        operations.register()
+        manager.mount(index_api(operations, self.clock))
+        await self._add(manager)
         assert manager.http is not None
         worker = msgspec.structs.replace(
             self.settings.dispatch, managers=(f"127.0.0.1:{manager.http.port}",)
         )
         await self._add(Worker(self.clock, worker, worker_handlers(settings)))
         self.follower = await self._add(Follower(manager, self.store, self.clock, settings))
+        schedule = msgspec.structs.replace(
+            self.settings.schedule,
+            managers=self.settings.schedule.managers or (f"127.0.0.1:{manager.http.port}",),
+        )
+        tasks = await self._add(
+            ScheduleStore.at(
+                self.folder / "schedule.sqlite3", self.clock, keep_runs=schedule.keep_runs
+            )
+        )
+        await self._add(Scheduler(tasks, self.clock, schedule))
 
     async def _systems(self) -> None:
         settings = self.settings

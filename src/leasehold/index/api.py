@@ -240,6 +240,7 @@ def application(operations: Operations, clock: Clock | None = None) -> Litestar:
             TimeoutError: _timed_out,
         },
         openapi_config=OpenAPIConfig(title="Leasehold index", version="1"),
+        logging_config=None,  # the process has its own
         request_max_body_size=1 << 20,
     )  # fmt: skip
 

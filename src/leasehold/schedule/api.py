@@ -138,6 +138,7 @@ def application(scheduler: Scheduler) -> Litestar:
         ],
         exception_handlers={LeaseholdError: _failed, HTTPException: _http_failed},
         openapi_config=OpenAPIConfig(title="Leasehold scheduler", version="1"),
+        logging_config=None,  # the process has its own
         request_max_body_size=1 << 20,
     )  # fmt: skip
 
