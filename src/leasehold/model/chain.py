@@ -18,7 +18,7 @@ import msgspec
 
 from leasehold.core.errors import LeaseholdError
 
-_COIN = re.compile(r"^([0-9]+)([a-zA-Z][a-zA-Z0-9/:._-]{1,127})$")
+_COIN = re.compile(r"^([0-9]+)(?:\.([0-9]{1,18}))?([a-zA-Z][a-zA-Z0-9/:._-]{1,127})$")
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -59,7 +59,9 @@ def parse_coins(text: str) -> tuple[Amount, ...]:
         found = _COIN.match(part.strip())
         if found is None:
             return ()
-        amounts.append(Amount(part.strip(), found[2], int(found[1]), 0))
+        fraction = found[2] or ""
+        numeric = int(found[1] + fraction)
+        amounts.append(Amount(part.strip(), found[3], numeric, len(fraction)))
     return tuple(amounts)
 
 
