@@ -65,6 +65,11 @@ class Commands(Generic[S]):
         """The state of an entity as of now."""
         return (await self._catch_up(id))[0]
 
+    def known(self, id: str) -> S | None:
+        """The state known last, without reading: it may be old. None when it is not known."""
+        found = self._cache.get(id)
+        return found[0] if found else None
+
     async def run(
         self, id: str, decide: Callable[[S], Decision | None], *, optimistic: bool = False
     ) -> list[Event]:
