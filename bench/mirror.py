@@ -55,7 +55,7 @@ async def measure(quick: bool) -> dict[str, Any]:
         layer = build.Layer(blob, Digest.of(blob), Digest.of(blob), build.LAYER_TYPES[""])
         image = padded(build.image([layer]))
         await build.push(image, registry, "bench", "1")
-        node = stack.enter_context(mirror(folder / "node", registry))
+        node, node_pid = stack.enter_context(mirror(folder / "node", registry))
         nginx = stack.enter_context(web_server(folder, {"blob": blob, "manifest": image.manifest}))
         paths = {"blob": f"/v2/bench/blobs/{layer.digest}",
                  "manifest": f"/v2/bench/manifests/{image.digest}"}  # fmt: skip
@@ -75,6 +75,7 @@ async def measure(quick: bool) -> dict[str, Any]:
             )
             for who, values in zip(targets, runs, strict=True):
                 found[who, what] = harness.median(values)
+        crowd = await hundred(targets["ours"]["blob"], node_pid, seconds)
         for (who, what), value in found.items():
             unit = "MiB/s" if what == "blob" else "requests/s"
             print(f"  {who:9} {what:9} {value:10.0f} {unit}", file=sys.stderr)
@@ -95,6 +96,7 @@ async def measure(quick: bool) -> dict[str, Any]:
             ),
             nginx_manifests_per_s=round(found["nginx", "manifest"]),
             blob_mib=len(blob) // MIB,
+            hundred_readers=crowd,
         )
 
 
@@ -106,7 +108,22 @@ def fetch(url: str) -> None:
             pass
 
 
-def load(url: str, seconds: int, bulk: bool) -> Any:
+async def hundred(url: str, pid: int, seconds: int) -> dict[str, float]:
+    """What a hundred readers of the blob at a time cost the node."""
+
+    def cpu() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = cpu(), time.monotonic()
+    rate = await load(url, seconds, True, connections=100)()
+    used = (cpu() - before) / (time.monotonic() - began)
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+    return {"mib_s": round(rate), "peak_rss_mib": round(peak / 1024), "cpu_cores": round(used, 2)}
+
+
+def load(url: str, seconds: int, bulk: bool, connections: int = CONNECTIONS) -> Any:
     """A measurement: MiB/s of bodies, or requests/s, as wrk saw them."""
 
     async def one() -> float:
@@ -114,7 +131,7 @@ def load(url: str, seconds: int, bulk: bool) -> Any:
         if wrk is None:
             raise RuntimeError("wrk is not installed")
         process = await asyncio.create_subprocess_exec(
-            "taskset", "-c", "1", wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
+            "taskset", "-c", "1", wrk, "-t1", f"-c{connections}", f"-d{seconds}s",
             "--timeout", "60s", "-H", f"Accept: {oci.ACCEPT}", url, stdout=subprocess.PIPE,
         )  # fmt: skip
         out, _ = await process.communicate()
@@ -169,11 +186,11 @@ def docker_registry(folder: Path, *, extra: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mirror(folder: Path, registry: str) -> Iterator[str]:
+def mirror(folder: Path, registry: str) -> Iterator[tuple[str, int]]:
     command = (sys.executable, "-m", "bench._mirror_node", str(folder), registry)
     with child(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        yield process.stdout.readline().strip(), process.pid
 
 
 @contextlib.contextmanager
