@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from leasehold.deploy.ingress.table import Options, Table, Target, name
@@ -63,25 +64,42 @@ def render(table: Table, *, threads: int, maxconn: int, tls: bool = False) -> st
         tls=f"  bind fd@{HTTPS_FD} ssl crt-list certs.list alpn h2,http/1.1\n" if tls else "",
     )
     by_number = {target.backend: target for target in table.targets.values()}
-    backends = (_backend(n, by_number.get(n), table.slots) for n in range(table.pool))
-    return head + "".join(backends)
+    return head + "".join(
+        _backend(number, table.slots, _filled(by_number.get(number)))
+        for number in range(table.pool)
+    )
 
 
-def _backend(number: int, target: Target | None, slots: int) -> str:
+Filled = tuple[int, tuple[tuple[int, str], ...]]
+"""What a backend's text depends on: tries, and server lines by slot."""
+
+
+def _filled(target: Target | None) -> Filled | None:
+    if target is None:
+        return None
+    lines = (
+        (slot, f"{server}{' weight 0' if slot in target.draining else ''}")
+        for slot, server in target.slots.items()
+    )
+    return target.options.tries, tuple(sorted(lines))
+
+
+@functools.lru_cache(maxsize=4096)
+def _backend(number: int, slots: int, filled: Filled | None) -> str:
+    """One backend of the pool. A change touches one of them; the others come from the cache."""
+    tries, servers = filled or (DEFAULTS.tries, ())
+    by_slot = dict(servers)
     lines = [
         f"\nbackend {name(number)}\n  balance leastconn\n"
         "  http-request set-timeout server var(txn.be),"
         f"map_str_int(read.map,{DEFAULTS.read_timeout_ms})\n"
     ]
-    if target is not None and target.options.tries != DEFAULTS.tries:
-        lines.append(f"  retries {target.options.tries}\n")
-    for slot in range(1, slots + 1):
-        server = target.slots.get(slot) if target else None
-        if server is None:
-            lines.append(f"  server s{slot} 0.0.0.0:1 disabled\n")
-        else:
-            state = " weight 0" if target and slot in target.draining else ""
-            lines.append(f"  server s{slot} {server}{state}\n")
+    if tries != DEFAULTS.tries:
+        lines.append(f"  retries {tries}\n")
+    lines += [
+        f"  server s{slot} {by_slot.get(slot, '0.0.0.0:1 disabled')}\n"
+        for slot in range(1, slots + 1)
+    ]
     return "".join(lines)
 
 

@@ -34,6 +34,11 @@ PROCESS = "ingress"
 READY_SECONDS = 10.0
 """How long a started or reloaded proxy may take to answer its admin socket."""
 
+BATCH = 40
+"""Commands in one line: the proxy reads at most 16 KiB at once."""
+
+NOTICES = ("IP changed", "no need to change", "port changed")
+
 log = get_logger(__name__)
 
 
@@ -191,12 +196,20 @@ class Ingress(Service):
         return reply.decode(errors="replace").strip()
 
     async def _must(self, *lines: str) -> None:
-        """Commands whose only good reply is silence (or a notice of what was done)."""
-        for line, reply in zip(lines, await self.command(*lines), strict=True):
-            if reply and not reply.startswith(("IP changed", "no need to change", "port changed")):
-                raise LeaseholdError(
-                    "ingress_refused", f"haproxy answered {reply!r} to {line!r}", kind=Kind.INTERNAL
-                )
+        """Commands whose only good reply is silence (or a notice of what was done).
+
+        They go in one line, so they take effect together and cost one connection.
+        """
+        for first in range(0, len(lines), BATCH):
+            batch = lines[first : first + BATCH]
+            reply = await self._command("; ".join(batch))
+            for line in reply.splitlines():
+                if line and not line.startswith(NOTICES):
+                    raise LeaseholdError(
+                        "ingress_refused",
+                        f"haproxy answered {line!r} to one of {batch!r}",
+                        kind=Kind.INTERNAL,
+                    )
 
     @contextlib.contextmanager
     def _directory(self):  # type: ignore[no-untyped-def]

@@ -71,7 +71,8 @@ class OciRuntime(Service):
 
     async def start(self) -> None:
         for part in ("bundles", "disks", "logs", "runtime"):
-            (self.folder / part).mkdir(mode=0o711, parents=True, exist_ok=True)
+            # Bundles hold tenants' secrets, disks their files: for nobody else on this machine.
+            (self.folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.keeper.on_event.append(self._on_event)
         self.resources.callback(self.keeper.on_event.remove, self._on_event)
         self.keeper.on_reconnect.append(self._on_reconnect)
@@ -251,9 +252,9 @@ class OciRuntime(Service):
 
     def _prepare(self, order: Order, mounts: list[VolumeMount], netns: str, home: Path) -> None:
         """Bundle and disk, in a thread: it writes files."""
-        home.mkdir(mode=0o711, parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = self.folder / "disks" / order.key
-        own.mkdir(mode=0o711, parents=True, exist_ok=True)
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._disks:
             inside = sum(
                 m.size
