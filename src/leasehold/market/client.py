@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
@@ -91,13 +92,14 @@ class LedgerClient:
         key = self.key
         if key is None:
             raise LeaseholdError("no_key", "this needs an account key", kind=Kind.UNAUTHENTICATED)
+        nonce = secrets.token_hex(8)
         async with self._turn:
             for attempt in range(SEQUENCE_RETRIES):
                 if self._sequence is None:
                     self._sequence = await self._next_sequence(key.address)
                 if not self._chain_id:
                     self._chain_id = (await self.status())["node_info"]["network"]
-                raw = m.sign(key, self._chain_id, self._sequence, messages, memo)
+                raw = m.sign(key, self._chain_id, self._sequence, messages, memo, nonce)
                 try:
                     landed = await self.send(raw)
                 except LeaseholdError as error:

@@ -218,12 +218,17 @@ Message = (
 
 
 class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``sequence`` is how many transactions the signer has sent before this one."""
+    """``sequence`` is how many transactions the signer has sent before this one.
+
+    ``nonce`` tells two intentions apart that are otherwise the same: two processes that send one
+    coin each with one key must not be taken for one that asks twice.
+    """
 
     chain_id: Text
     sequence: Seq
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     memo: Text = ""
+    nonce: Text = ""
 
 
 class Tx(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -251,10 +256,17 @@ _body = msgspec.json.Decoder(Body)
 _tx = msgspec.json.Decoder(Tx)
 
 
-def sign(key: Key, chain_id: str, sequence: int, messages: Sequence[Any], memo: str = "") -> bytes:
+def sign(
+    key: Key,
+    chain_id: str,
+    sequence: int,
+    messages: Sequence[Any],
+    memo: str = "",
+    nonce: str = "",
+) -> bytes:
     """The bytes to broadcast."""
     body = msgspec.json.encode(
-        Body(chain_id=chain_id, sequence=sequence, messages=list(messages), memo=memo)
+        Body(chain_id=chain_id, sequence=sequence, messages=list(messages), memo=memo, nonce=nonce)
     )
     return msgspec.json.encode(Tx(body=body.decode(), key=key.public, signature=key.sign(body)))
 
