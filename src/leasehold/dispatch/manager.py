@@ -197,8 +197,8 @@ class Manager(Service):
             attempt.session.drop(attempt, cancel=outcome not in ("done", "failed"))
         elif pool is not None:
             pool.forget(task)
-        metrics.OUTCOMES.labels(task.call.type, outcome).inc()
-        metrics.RUN_TIME.labels(task.call.type).observe(self.clock.monotonic() - task.accepted_at)
+        metrics.outcome(task.call.type, outcome).inc()
+        metrics.run_time(task.call.type).observe(self.clock.monotonic() - task.accepted_at)
 
     def _lost(self, attempt: Attempt, started: bool) -> None:
         task = attempt.task

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
+from prometheus_client import Counter, Histogram
+
 from leasehold.core.metrics import counter, gauge, histogram
+
+CHILDREN = 1024
+"""Label combinations looked up without asking the metric; they are asked for once per task."""
 
 WORKERS = gauge(
     "leasehold_dispatch_workers", "Workers a manager has records of", ["network", "state"]
@@ -43,3 +50,28 @@ GRPC_REQUESTS = counter(
     "indexers_transport_grpc_requests", "Requests received", ["from", "type", "error"]
 )
 GRPC_RESPONSES = counter("indexers_transport_grpc_responses", "Responses sent", ["type", "error"])
+
+
+@functools.lru_cache(maxsize=CHILDREN)
+def outcome(type: str, how: str) -> Counter:
+    return OUTCOMES.labels(type, how)
+
+
+@functools.lru_cache(maxsize=CHILDREN)
+def run_time(type: str) -> Histogram:
+    return RUN_TIME.labels(type)
+
+
+@functools.lru_cache(maxsize=CHILDREN)
+def worker_time(type: str) -> Histogram:
+    return WORKER_TIME.labels(type)
+
+
+@functools.lru_cache(maxsize=CHILDREN)
+def grpc_request(sender: str, type: str, error: str) -> Counter:
+    return GRPC_REQUESTS.labels(sender, type, error)
+
+
+@functools.lru_cache(maxsize=CHILDREN)
+def grpc_response(type: str, error: str) -> Counter:
+    return GRPC_RESPONSES.labels(type, error)

@@ -392,10 +392,9 @@ class _Stream:
             except Exception as failure:
                 log.exception("handler.failed", type=request.type)
                 error, kind = f"{type(failure).__name__}: {failure}", "handler_failed"
-            worker_time = metrics.WORKER_TIME.labels(request.type)
-            worker_time.observe(worker.clock.monotonic() - began)
+            metrics.worker_time(request.type).observe(worker.clock.monotonic() - began)
         label = request.type if handler is not None else "unknown"
-        metrics.GRPC_REQUESTS.labels(_host(sender), label, kind).inc()
+        metrics.grpc_request(_host(sender), label, kind).inc()
         if not final:
             self._put(job, Response(request.id, END, job.order, True, b"", error, kind))
 
@@ -463,9 +462,7 @@ class _Stream:
                     await link.send(response)
                     if len(responses) < OUTGOING:
                         self._room.set()
-                    metrics.GRPC_RESPONSES.labels(
-                        response.type, "error" if response.error else ""
-                    ).inc()
+                    metrics.grpc_response(response.type, "error" if response.error else "").inc()
                 else:
                     self._check_idle()
                     self._wake.clear()
