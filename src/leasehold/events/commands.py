@@ -8,10 +8,12 @@ idempotent: one that was applied already decides nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -59,6 +61,7 @@ class Commands(Generic[S]):
         self.kind = kind
         self._initial = initial
         self._fold = fold
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._cache: OrderedDict[str, tuple[S, str | None]] = OrderedDict()
 
     async def state(self, id: str) -> S:
@@ -79,6 +82,16 @@ class Commands(Generic[S]):
         compare-and-set finds out if it was old; a decision to append nothing or to refuse is taken
         again on the newest state.
         """
+        # One at a time here, so that only other processes can be in our way.
+        lock = self._locks.get(id)
+        if lock is None:
+            lock = self._locks[id] = asyncio.Lock()
+        async with lock:
+            return await self._run(id, decide, optimistic)
+
+    async def _run(
+        self, id: str, decide: Callable[[S], Decision | None], optimistic: bool
+    ) -> list[Event]:
         entity = Entity(self.kind, id)
         known = self._cache.get(id) if optimistic else None
         for attempt in range(CONFLICT_RETRIES):

@@ -370,14 +370,14 @@ async def odd_names_and_bytes_survive(log: Log) -> None:
 async def what_cannot_be_stored_harms_only_its_caller(log: Log) -> None:
     odd = Checkpoint("act", None, b"s", 1 << 80)
     results = await asyncio.gather(
-        log.append(A, None, [new("1")]),
+        log.append(A, ANY, [new("1")]),
         log.append(B, ANY, [], checkpoint=odd),
-        log.append(A, "1", [new("2")]),
+        log.append(A, ANY, [new("2")]),
         return_exceptions=True,
     )
     assert not isinstance(results[0], BaseException)
     assert not isinstance(results[2], BaseException)
-    assert [e.id for e in await history(log, A)] == ["1", "2"]
+    assert {e.id for e in await history(log, A)} == {"1", "2"}
 
 
 @case
