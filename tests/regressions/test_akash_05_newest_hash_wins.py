@@ -29,6 +29,25 @@ def test_a_lost_update_event_does_not_pin_the_old_hash(virtual: VirtualClock) ->
     virtual.run(main)
 
 
+def test_a_node_that_lags_behind_its_events_does_not_refuse_the_new_manifest(
+    virtual: VirtualClock,
+) -> None:
+    async def main() -> None:
+        w = world(virtual)
+        async with w.up() as service:
+            body = await w.deploy(simple())
+            lease = await w.win()
+            await service.submit(OWNER, 1, body)
+            old = dict(w.market.deployments)
+            second = changed(body, image="nginx:2")
+            await w.update(second)
+            w.market.deployments = old  # the event came from another node than the answers
+            accepted = await service.submit(OWNER, 1, second)
+            assert (await w.received(lease))[-1] == accepted.hash
+
+    virtual.run(main)
+
+
 def test_the_newer_of_event_and_query_counts() -> None:
     assert expected_hash((5, "event"), (4, "query")) == "event"
     assert expected_hash((5, "event"), (5, "query")) == "query"

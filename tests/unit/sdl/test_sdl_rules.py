@@ -240,3 +240,71 @@ def test_aliases_cannot_multiply() -> None:
     nested = "x: &x {expose: [" + ", ".join(["{to: &t [" + "{}, " * 99 + "{}]}"] * 1) + "]}\n"
     many = "services: {" + ", ".join(f"s{n}: *x" for n in range(2000)) + "}"
     assert [v.code for v in sdl.validate(nested + many)][-1] == "sdl_too_complex"
+
+
+def test_shapes_seen_in_the_wild() -> None:
+    """Comments, block scalars in commands, odd quoting, a single volume as list or mapping."""
+    text = """---
+version: "2.0"
+services:
+  mirage:
+    image: nvidia/cuda:12.4.1-cudnn-devel-ubuntu22.04  # replace with yours
+    env:
+      - ROOT_PASSWORD=Mirage2026!
+      - PEERS=<id@host:26656>
+      - "ES_JAVA_OPTS=-Xms512m -Xmx512m"
+      - discovery.type=single-node
+    command:
+      - bash
+      - -c
+      - |
+        apt-get update -qq && apt-get install -y git > /dev/null
+        cd /workspace
+    expose:
+      - {port: 22, as: 22, to: [{global: true}]}
+      - port: 51820
+        proto: udp
+        to:
+          - global: true
+    # params:
+    #   storage: {}
+profiles:
+  compute:
+    mirage:
+      resources:
+        cpu: {units: 0.5}
+        memory: {size: 80Gi}
+        storage:
+          - size: 200Gi
+        gpu: {units: 1, attributes: {vendor: {nvidia: [{model: h200}]}}}
+  placement:
+    akash: {pricing: {mirage: {denom: uact, amount: 1000000}}}
+deployment:
+  mirage: {akash: {profile: mirage, count: 1}}
+"""
+    loaded = sdl.load(text)
+    service = loaded.manifest()[0].all_services[0]
+    assert service.command is not None and service.command[2].endswith("cd /workspace\n")
+    assert service.env is not None and service.env[1] == "PEERS=<id@host:26656>"
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("env_mapping", {"services__web__env": {"DATABASE_URL": "x"}}),
+        ("unresolved", {"deployment__web": {"nowhere": {"profile": "small", "count": 1}}}),
+        (
+            "unknown_key",
+            {"profiles__compute__small": {"cpu": "0.25", "memory": "1Gi", "disk": "5Gi"}},
+        ),
+        ("type", {"profiles__placement__here__pricing__small": 100}),
+        (
+            "type",
+            {"services__web__expose": [{"port": "${PORT}", "to": [{"global": True}]}]},
+        ),
+    ],
+)
+def test_mistakes_seen_in_the_wild_are_named(code: str, changes: dict[str, Any]) -> None:
+    found = sdl.validate(yaml.safe_dump(document(**changes)))
+    assert code in [v.code for v in found]
+    assert all(v.message and v.line for v in found)

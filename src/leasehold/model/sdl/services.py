@@ -50,7 +50,7 @@ def read_service(name: str, at: At, trim: bool) -> ServiceSpec:
         image,
         _read_list(got.get("command")),
         _read_list(got.get("args")),
-        _read_list(got.get("env")),
+        _read_env(got.get("env")),
         [_read_expose(item) for item in got["expose"].items()] if "expose" in got else [],
         _read_params(got["params"]) if "params" in got and not got["params"].is_null else None,
         _read_credentials(got.get("credentials"), trim),
@@ -60,6 +60,18 @@ def read_service(name: str, at: At, trim: bool) -> ServiceSpec:
 def _read_list(at: At | None) -> list[str] | None:
     """Absent is null, an empty list stays one: the hash tells them apart."""
     return None if at is None or at.is_null else at.texts()
+
+
+def _read_env(at: At | None) -> list[str] | None:
+    if at is not None and at.is_mapping:
+        at.fail(
+            "env_mapping",
+            "env is a list of entries, not a mapping: write - NAME=value",
+            "- NAME=value",
+            "NAME: value",
+        )
+        return None
+    return _read_list(at)
 
 
 def _read_credentials(at: At | None, trim: bool) -> Credentials | None:
