@@ -71,6 +71,8 @@ class Assembly:
         self.credentials = credentials
         self.tell = tell
         self.parts: list[Part] = []
+        self.needs: set[Digest] = set()
+        """What must not be evicted before the image is together."""
         self._received: dict[str, int] = {}
         self._slots = asyncio.Semaphore(images.settings.image_concurrency)
 
@@ -186,6 +188,7 @@ class Assembly:
     async def have(self, digest: Digest, kind: ContentKind, size: int | None) -> None:
         """``digest`` in the store, from wherever it is."""
         store, downloads = self.images.store, self.images.downloads
+        self.needs.add(digest)
         held = await store.size(digest)
         if held is not None:
             self.parts.append(Part(str(digest), kind.label, held, {"cache": held}))

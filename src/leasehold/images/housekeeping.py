@@ -82,8 +82,9 @@ class Housekeeping:
                 self._images.records.save(record)
 
     def in_use(self) -> set[Digest]:
-        """Digests of images that are pinned or held."""
-        return {
+        """Digests of images that are pinned, held, or being put together."""
+        busy = {digest for job in self._images.assembling for digest in job.needs}
+        return busy | {
             Digest(digest)
             for record in self._images.records.all()
             if record.pinned or record.holds

@@ -127,6 +127,7 @@ class Images(Service):
             else None
         )
         self.keeping = Housekeeping(self)
+        self.assembling: set[Assembly] = set()
         # containerd's content leaves when containerd says so.
         self.evictor = (
             Evictor(self.store, self.settings, self.clock, self.keeping.in_use)
@@ -239,14 +240,16 @@ class Images(Service):
         digest = await self.resolve(ref, credentials)
         await self.authorize(ref, digest, credentials)
         job = Assembly(self, ref, credentials, tell)
-        manifest_digest, manifest = await job.manifest(digest)
-        config = oci.parse_config(await job.small(manifest.config, ContentKind.CONFIG))
+        self.assembling.add(job)
         claimed: list[Path] = []
         try:
+            manifest_digest, manifest = await job.manifest(digest)
+            config = oci.parse_config(await job.small(manifest.config, ContentKind.CONFIG))
             directories = await job.layers(manifest, config, claimed)
             self._record(ref, digest, manifest_digest, manifest, directories, job, began)
         finally:
-            self.layers.claimed.subtract(claimed)
+            self.assembling.discard(job)
+            self.layers.let_go(claimed)
         seconds = self.clock.monotonic() - began
         sources = job.sources()
         ENSURE.labels("no" if set(sources) <= {"cache"} else "yes").observe(seconds)

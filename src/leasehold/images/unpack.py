@@ -150,7 +150,12 @@ class Layers:
 
     def busy(self, path: Path) -> bool:
         """Whether an image that is being made ready may be about to use ``path``."""
-        return path in self.claimed
+        return self.claimed[path] > 0
+
+    def let_go(self, paths: Sequence[Path]) -> None:
+        """An ``ensure`` has recorded its image, or given up."""
+        self.claimed.subtract(paths)
+        self.claimed = +self.claimed
 
     async def remove(self, path: Path) -> None:
         await asyncio.to_thread(self._remove, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 import subprocess
 from collections.abc import AsyncIterator
@@ -104,3 +105,23 @@ async def test_skopeo_pushed_images_are_read(registry: Any, images: Images, tmp_
         check=True, timeout=60,
     )  # fmt: skip
     assert (await images.ensure(target)).layers
+
+
+async def test_a_small_budget_does_not_take_what_is_being_put_together(
+    registry: Any, tmp_path: Path
+) -> None:
+    """More than the whole budget: what an image needs stays until it is unpacked, then leaves."""
+    layers = [build.layer({f"f{i}": os.urandom(500_000)}) for i in range(6)]
+    name = await build.push(build.image(layers), registry.host, "ensure/budget", "1")
+    settings = ImagesSettings(budget_bytes=100_000, headroom_percent=0)
+    async with running(Images(tmp_path / "images", settings=settings)) as images:
+        for _ in range(3):
+            image = await images.ensure(name)
+            assert (image.layers[5] / "f5").stat().st_size == 500_000
+        assert images.evictor is not None
+        await images.evictor.sweep()
+        assert images.store.bytes <= 100_000
+        assert (await images.ensure(name)).layers == image.layers, "unpacked layers are enough"
+        gone = await images.keeping.gc(keep_seconds=0)
+        assert gone.images == [name] and gone.layers == 6
+        assert not image.layers[5].exists()
