@@ -41,6 +41,7 @@ class History:
 
     hash: str = ""
     revisions: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     workload: Workload | None = None
     """What requests went to last, by its hash and its services' revisions."""
     healthy: bool | None = None
@@ -175,7 +176,7 @@ class Deployment:
         workload, revisions = self.history.workload, self.history.revisions
         if workload is None or set(revisions) != {s.name for s in workload.services}:
             return None
-        applied = Applied(workload, revisions)
+        applied = Applied(workload, revisions, self.history.digests)
         mine = {replica.key: replica for replica in await self.parts.runtime.replicas(self.lease)}
         running = [r for r in mine.values() if r.state is ReplicaState.RUNNING]
         wanted = applied.keys()
@@ -203,7 +204,7 @@ class Deployment:
                     # It stays, answers or not: the monitor takes over and says what it sees.
                     self.health.healthy = False
                     await self._say_failed(workload, error)
-                    return Applied(workload, rollout.revisions)
+                    return Applied(workload, rollout.revisions, rollout.digests)
                 raise error
             await self._say_failed(workload, error, final=False)
             wait = max(backoff.delay(failures), error.retry_after or 0.0)

@@ -79,6 +79,8 @@ class Applied:
 
     workload: Workload
     revisions: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
+    """By service; empty in logs of older versions."""
 
     def keys(self) -> dict[str, tuple[ManifestService, int]]:
         """Every replica that should run."""
@@ -102,6 +104,7 @@ class Rollout:
         self.settings = parts.settings
         self.clock = parts.clock
         self.revisions: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
 
     async def run(self) -> Applied:
         """Bring it up, or raise and leave things as they were."""
@@ -111,7 +114,8 @@ class Rollout:
             service.name: revision(service, images[service.name].digest)
             for service in self.workload.services
         }
-        applied = Applied(self.workload, revisions)
+        digests = self.digests = {name: str(image.digest) for name, image in images.items()}
+        applied = Applied(self.workload, revisions, digests)
         running = {r.key: r for r in await self._mine() if r.state is State.RUNNING}
         wanted = applied.keys()
         missing = [key for key in wanted if key not in running]
@@ -136,6 +140,7 @@ class Rollout:
                     hash=self.workload.hash,
                     uris=self.parts.routes.uris(self.workload),
                     revisions=revisions,
+                    digests=digests,
                 ),
                 key=f"running/{self.workload.hash}/{_digest(revisions)}",
             )
@@ -150,10 +155,11 @@ class Rollout:
 
     async def restart(self, applied: Applied, service: ManifestService, number: int) -> None:
         """Bring one replica of a version that is up back, and let requests reach it again."""
-        images = await self._images()
-        if revision(service, images[service.name].digest) != applied.revisions[service.name]:
-            # A tag that moved meanwhile: what is leased is the version that was started.
-            log.info("rollout.tag_moved", service=service.name, image=service.image)
+        image = await self.parts.images.ensure(
+            pinned(service.image, applied.digests.get(service.name, "")),
+            credentials=service.credentials or _given(service),
+        )
+        images = {service.name: image}
         order = self._order(service, number, applied, images, await self._volumes())
         started: list[Replica] = []
         await self._start(order, started)
@@ -326,6 +332,16 @@ class Rollout:
         for replica in removed:
             if replica.key in wanted:
                 await back.restart(self.before, *wanted[replica.key])
+
+
+def pinned(reference: str, digest: str) -> str:
+    """The image that was started, not what its tag names by now."""
+    if "@" in reference or not digest.startswith("sha256:"):
+        return reference
+    name, colon, tag = reference.rpartition(":")
+    if not colon or "/" in tag:  # no tag; the colon belongs to a port
+        name = reference
+    return f"{name}@{digest}"
 
 
 def tcp_ports(service: ManifestService) -> list[int]:

@@ -128,6 +128,7 @@ class DeployActivity(Reconciler):
         """``hash`` is what requests go to; a version that never got there is forgotten again."""
         if self.running is not None and self.running.hash == hash:
             self.history.hash, self.history.revisions = hash, self.running.revisions
+            self.history.digests = self.running.digests
         keep = {hash, self.manifest.hash if self.manifest else ""}
         self.manifests = {h: m for h, m in self.manifests.items() if h in keep}
 

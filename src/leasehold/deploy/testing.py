@@ -37,6 +37,7 @@ class MemoryImages:
 
     def __init__(self) -> None:
         self.errors: dict[str, list[Exception]] = {}
+        self.digests: dict[str, str] = {}
         self.asked: list[str] = []
 
     async def ensure(
@@ -45,7 +46,7 @@ class MemoryImages:
         self.asked.append(reference)
         if self.errors.get(reference):
             raise self.errors[reference].pop(0)
-        return MemoryImage(reference, f"sha256:{reference}")
+        return MemoryImage(reference, self.digests.get(reference, f"sha256:{reference}"))
 
 
 class MemoryVolumes:

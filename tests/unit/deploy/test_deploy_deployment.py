@@ -5,6 +5,7 @@ from __future__ import annotations
 from leasehold.core.clock import VirtualClock
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.deploy.machine import State
+from leasehold.deploy.rollout import pinned
 from leasehold.deploy.testing import LEASE, Bench, service, workload
 from leasehold.model.events.lease import DeployFailed, ReplicaExited, WorkloadUnhealthy
 
@@ -144,6 +145,27 @@ def test_what_ends_is_started_again_later_each_time(virtual: VirtualClock) -> No
             assert bench.clock.monotonic() - began < 1.5
         exits = [p for p in bench.said if isinstance(p, ReplicaExited)]
         assert [e.reason for e in exits[:2]] == ["exit code 3", "exit code 3"]
+
+    virtual.run(main)
+
+
+def test_a_restart_takes_the_image_that_was_started_not_what_its_tag_names_now(
+    virtual: VirtualClock,
+) -> None:
+    async def main() -> None:
+        bench = Bench(virtual)
+        bench.images.digests["r.test:5000/app:v1"] = "sha256:one"
+        async with bench.running() as deployment:
+            deployment.want(workload("h1", service(image="r.test:5000/app:v1")))
+            await bench.until(lambda: "WorkloadHealthy" in bench.kinds())
+            bench.images.digests["r.test:5000/app:v1"] = "sha256:two"
+            (key,) = bench.runtime.running
+            bench.runtime.end(key)
+            await bench.until(lambda: bench.runtime.starts == 2)
+        assert bench.images.asked == ["r.test:5000/app:v1", "r.test:5000/app@sha256:one"]
+        assert pinned("app", "sha256:x") == "app@sha256:x"
+        assert pinned("r.test:5000/app", "sha256:x") == "r.test:5000/app@sha256:x"
+        assert pinned("app@sha256:y", "sha256:x") == "app@sha256:y"
 
     virtual.run(main)
 

@@ -67,6 +67,8 @@ class WorkloadRunning(msgspec.Struct, frozen=True, kw_only=True):
     uris: list[str] = []
     revisions: dict[str, str] = {}
     """By service: a hash of what its containers are made of."""
+    digests: dict[str, str] = {}
+    """By service: the image that runs, whatever its tag names later."""
 
 
 @payload("deploy.healthy")
