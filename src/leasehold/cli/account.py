@@ -92,3 +92,26 @@ def show(
     print(f"account {found}: {key.address}")
     for denom, amount in balance.items() or {"uakt": "0"}.items():
         print(f"  {amount} {denom}")
+
+
+@app.command()
+def send(
+    to: str = typer.Argument(help="Whom: an account's name or an address."),
+    amount: str = typer.Argument(help="Base units."),
+    account: str = typer.Option(None, "--as", help="Who pays; default: the first account."),
+    ledger: str = typer.Option(None, help="RPC of the market; default: of this machine."),
+    state: Path = typer.Option(None, help="State folder of the provider of this machine."),
+    as_json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Send coins to another account; one that is new is opened by it."""
+    from leasehold.cli.market import ask, done, expand, tenant_key
+    from leasehold.market.client import Landed, LedgerClient
+
+    key, address = tenant_key(account), expand(to)
+
+    async def work(client: LedgerClient) -> Landed:
+        return await client.transfer(address, amount)
+
+    landed = ask(work, ledger=ledger, state=state, key=key)
+    text = f"sent {amount} to {address}, height {landed.height}"
+    done(as_json, text, to=address, amount=amount, height=landed.height, hash=landed.hash)

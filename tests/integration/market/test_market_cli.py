@@ -130,6 +130,14 @@ def test_certificates(cli: Cli, tmp_path: Path) -> None:
     cli("cert", "new", str(tmp_path / "cert"), fails="key_exists")
 
 
+def test_sending_coins_opens_an_account(cli: Cli, tmp_path: Path) -> None:
+    friend = Accounts(tmp_path / "home").new("friend", "ed25519")
+    sent = cli("account", "send", "friend", "12.5", "--as", "acme")
+    assert sent["to"] == friend.address
+    assert cli("account", "show", "friend")["balance"] == {"uakt": "12.5"}
+    cli("account", "send", "acme", "13", "--as", "friend", fails="insufficient_funds")
+
+
 def test_audits(cli: Cli) -> None:
     cli("provider", "set", "https://p.example:8443", "-a", "region=us-west")
     address = cli("provider", "ls")[0]["id"]

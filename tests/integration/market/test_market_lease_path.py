@@ -195,6 +195,13 @@ def test_orders_we_cannot_serve_get_no_bid(virtual: VirtualClock) -> None:
             await w.idle()
             for deployment in (elsewhere, cheap):
                 assert await w.provider.bid(w.lease(deployment)) is None
+            why = (await w.until(order_entity(elsewhere), "bid.declined")).payload
+            assert (why.code, why.message) == (
+                "attribute_missing",
+                "the order requires region=moon",
+            )
+            why = (await w.until(order_entity(cheap), "bid.declined")).payload
+            assert why.code == "too_cheap_for_us"
             assert not w.inventory.held
 
     virtual.run(main)

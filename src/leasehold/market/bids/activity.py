@@ -149,7 +149,7 @@ class BidActivity(Reconciler):
         except LeaseholdError as error:
             if error.kind in RETRYABLE:
                 raise
-            log.info("bid.refused", order=str(self.order), code=error.code, why=error.message)
+            await self._say(error.code, error.message)
             return await self._give_up("refused")
 
     async def fired(self, timer: str) -> Outcome:
@@ -181,7 +181,7 @@ class BidActivity(Reconciler):
         if offer.reclamation_window > bidder.reclamation_window:
             return await self._give_up("notice")
         if against:
-            log.info("bid.declined", order=str(self.order), why=against[0].message)
+            await self._say(against[0].code, "; ".join(v.message for v in against))
             return await self._give_up("declined")
         await self._place(offer)
         return await self._expire_later(bidder.clock.now())
@@ -281,6 +281,12 @@ class BidActivity(Reconciler):
         await self._disarm()
         BIDS.labels(why).inc()
         return Outcome.DONE
+
+    async def _say(self, code: str, message: str) -> None:
+        """Leave the reason where operators look: on the order."""
+        log.info("bid.declined", order=str(self.order), code=code, why=message)
+        declined = e.BidDeclined(id=self.order, code=code, message=message[:1000])
+        await self.context.emit(declined, key=f"declined {code}")
 
     async def _disarm(self) -> None:
         await self.context.arm("timeout", None)

@@ -77,6 +77,15 @@ class BidClosed(msgspec.Struct, frozen=True, kw_only=True):
     reason: int = 0
 
 
+@payload("bid.declined")
+class BidDeclined(msgspec.Struct, frozen=True, kw_only=True):
+    """We do not bid on this order, or no longer, and why."""
+
+    id: OrderId
+    code: str
+    message: str
+
+
 @payload("lease.created")
 class LeaseCreated(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody's bid was accepted; ours when ``id.provider`` is us."""
