@@ -77,7 +77,7 @@ class ManifestService(Service):
             log,
             self.clock,
             blocklist=settings.blocked_hosts,
-            resolver=resolver if settings.dns_proof else None,
+            resolver=(resolver or _dns()) if settings.dns_proof else None,
             proof_prefix=settings.dns_proof_prefix,
         )
         self.acceptance = Acceptance(
@@ -402,3 +402,10 @@ class ManifestService(Service):
     def _require_running(self) -> None:
         if self.state is not State.RUNNING or self.stopping:
             raise not_running(self.name)
+
+
+def _dns() -> Resolver:
+    # Only providers that ask for proof need the library.
+    from leasehold.manifest.proof import DnsResolver
+
+    return DnsResolver()

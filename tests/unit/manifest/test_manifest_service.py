@@ -197,7 +197,11 @@ def test_validate_says_everything_and_changes_nothing(virtual: VirtualClock) -> 
             assert report["changes"]["added"] == ["westcoast/api"]
             assert report["changes"]["dropped"] == ["westcoast/web"]
             good = await service.validate(OWNER, 1, body)
-            assert good["valid"] and good["on_market"] and good["changes"]["unchanged"] == ["westcoast/web"]
+            assert (
+                good["valid"]
+                and good["on_market"]
+                and good["changes"]["unchanged"] == ["westcoast/web"]
+            )
             assert await w.log.last_seq() == before
 
     virtual.run(main)
