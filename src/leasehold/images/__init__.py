@@ -4,19 +4,24 @@ A digest is fetched from the registry by one node and copied from node to node. 
 the data plane and the coordination; either works without the other.
 
 data plane
-    ``ports``       what the parts ask of one another
-    ``oci``         manifests, indexes, configs: parse, check, choose a platform
-    ``origin``      registries: tokens, ranges, guarded redirects
-    ``staging``     content on its way in: any order, hashed as the prefix grows
-    ``store``       verified content on disk by digest; ``eviction`` keeps it inside its budget
-    ``unpack``      a layer becomes a directory; ``tarstream`` is what makes that safe
-    ``download``    one digest on its way here: origin or holders, shared by all who ask
-    ``service``     :class:`Images`, the face to the rest of Leasehold
-    ``mirror``      what containerd, podman and skopeo talk to
-    ``transfer``    what other nodes talk to
+    ``ports``        what the parts ask of one another
+    ``oci``          manifests, indexes, configs: parse, check, choose a platform
+    ``origin``       registries: ranges, failures by class; ``challenge`` tokens, ``guard`` redirects
+    ``staging``      content on its way in: any order, hashed as the prefix grows
+    ``store``        verified content on disk by digest; ``containerd`` the same in its store
+    ``eviction``     inside the budget without losing the last copy; ``housekeeping`` the operator's
+    ``download``     one digest on its way here, shared by all who ask
+    ``peers``        how holders fill a download; ``peerclient`` and ``peertls`` reach them
+    ``transfer``     what other nodes talk to
+    ``mirror``       what containerd, podman and skopeo talk to; ``client_setup`` points them here
+    ``unpack``       a layer becomes a directory; ``tarstream`` is what makes that safe
+    ``assembly``     one image put together; ``records`` what that took; ``access`` who may use it
+    ``service``      :class:`Images`, the face to the rest of Leasehold
+    ``build``        small images made in memory; ``memory`` a registry in memory, for tests
 
 coordination
     ``coord/``      ``/gantry/coord``: who has it, who pulls it
     ``resolver``    the seven rules
     ``discovery``   provider records; ``membership`` who is in the cluster
+    ``node``        both halves as one service
 """
