@@ -163,6 +163,7 @@ class Provider(Service):
                 vault=vault,
                 settings=settings.manifest,
                 clock=self.clock,
+                capabilities=self.deploy,
             )
         )
         self.bidder = Bidder(
