@@ -199,3 +199,41 @@ def _offers(found: dict[str, Any], as_json: bool) -> None:
             left, all_ = node["available"][kind] / unit, node["offered"][kind] / unit
             print(f"  {kind:8} {left:10.2f} of {all_:.2f} {name} left")
     print(f"{len(found['pending'])} bids and {len(found['leased'])} leases hold the rest")
+
+
+backup = typer.Typer(help="State and keys in one file.", no_args_is_help=True)
+app.add_typer(backup, name="backup")
+
+
+@backup.command("create")
+def backup_create(
+    file: Path = typer.Argument(..., help="Where to write it; it holds keys, keep it safe."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Write the state of the stopped provider of this machine to FILE."""
+    from leasehold.app.backup import create
+    from leasehold.cli.state import print_json, state_folder
+
+    names = create(state_folder(state), file.absolute())
+    if as_json:
+        print_json({"file": str(file), "files": names})
+    else:
+        print(f"{len(names)} files in {file}; it holds the provider's keys")
+
+
+@backup.command("restore")
+def backup_restore(
+    file: Path = typer.Argument(..., help="What `backup create` wrote."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Make this machine the provider whose state is in FILE."""
+    from leasehold.app.backup import restore
+    from leasehold.cli.state import print_json, state_folder
+
+    names = restore(file, state_folder(state))
+    if as_json:
+        print_json({"file": str(file), "files": names})
+    else:
+        print(f"{len(names)} files restored; `leasehold up` brings the leases up here")
