@@ -50,8 +50,10 @@ from leasehold.node.spells.engine import SpellEngine
 RUN_PREFIX = "system-services-deployment"
 """Run ids of calls made while deploying start with this, then a number of their own."""
 
-DEFAULT_PARALLEL = 2
-"""Packages at once where the number of CPUs is not known."""
+PARALLEL_PER_CPU = 4
+MIN_PARALLEL = 8
+"""Packages at once, unless set. The original's bound is the number of CPUs; but a deploy mostly
+waits (for a new process to answer, for the disk), and twice two leave a small machine idle."""
 
 log = get_logger(__name__)
 
@@ -132,7 +134,9 @@ class Deployer:
             results: dict[str, Result] = {}
             for name, message in (broken or {}).items():
                 results[name] = await self._failed(name, message, "degrade")
-            limit = self.settings.parallel_packages or os.cpu_count() or DEFAULT_PARALLEL
+            limit = self.settings.parallel_packages or max(
+                MIN_PARALLEL, PARALLEL_PER_CPU * (os.cpu_count() or 1)
+            )
             slots = asyncio.Semaphore(limit)
             done = {name: asyncio.Event() for name in packages}
 

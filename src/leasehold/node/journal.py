@@ -116,6 +116,7 @@ class DropAlias(msgspec.Struct, frozen=True):
 Change = Put | Drop | PutAlias | DropAlias
 
 R = TypeVar("R", Instance, PackageRow, Scope)
+Batch = list[tuple[Sequence[Change], "asyncio.Future[None]"]]
 _TABLES: dict[type, str] = {Instance: "instance", PackageRow: "package", Scope: "scope"}
 
 
@@ -130,7 +131,8 @@ class Journal:
         self.packages: dict[str, PackageRow] = {}
         self.scopes: dict[str, Scope] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="node-journal")
-        self._order = asyncio.Lock()
+        self._queue: Batch = []
+        self._writer: asyncio.Task[None] | None = None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -164,53 +166,84 @@ class Journal:
         return {key: decode(text) for key, text in rows}
 
     async def commit(self, *changes: Change) -> None:
-        """All of ``changes`` or none; durable when it returns."""
+        """All of ``changes`` or none; durable when it returns.
+
+        What several callers commit at the same time shares one transaction and one fsync.
+        """
         if not changes:
             return
-        async with self._order:
-            # Shielded: once begun, memory and file must end up the same.
-            await asyncio.shield(asyncio.get_running_loop().create_task(self._commit(changes)))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((changes, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._drain())
+        # A caller that leaves early does not undo it: memory and file stay the same.
+        await asyncio.shield(done)
 
-    async def _commit(self, changes: Sequence[Change]) -> None:
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._write, changes)
-        for change in changes:
-            self._apply(change)
+        while self._queue:
+            batch, self._queue = self._queue, []
+            try:
+                failures = await loop.run_in_executor(self._thread, self._write, batch)
+            except BaseException as error:
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+                continue
+            for (changes, done), failure in zip(batch, failures, strict=True):
+                if failure is None:
+                    for change in changes:
+                        self._apply(change)
+                if not done.done():
+                    done.set_result(None) if failure is None else done.set_exception(failure)
 
-    def _write(self, changes: Sequence[Change]) -> None:
+    def _write(self, batch: Batch) -> list[Exception | None]:
+        """One transaction for the batch; the changes of each caller all or none."""
         db = self._db
+        failures: list[Exception | None] = []
         db.execute("BEGIN IMMEDIATE")
         try:
-            for change in changes:
-                match change:
-                    case Put(row):
-                        key = row.name if isinstance(row, PackageRow) else row.id
-                        key_name = "name" if isinstance(row, PackageRow) else "id"
-                        db.execute(
-                            f"INSERT INTO {_TABLES[type(row)]} VALUES (?, ?) "
-                            f"ON CONFLICT ({key_name}) DO UPDATE SET row = excluded.row",
-                            (key, msgspec.json.encode(row).decode()),
-                        )
-                    case Drop("instance", key):
-                        db.execute("DELETE FROM alias WHERE instance = ?", (key,))
-                        db.execute("DELETE FROM instance WHERE id = ?", (key,))
-                    case Drop(kind, key):
-                        key_name = "name" if kind == "package" else "id"
-                        db.execute(f"DELETE FROM {kind} WHERE {key_name} = ?", (key,))
-                    case PutAlias(scope, alias, instance):
-                        db.execute(
-                            "INSERT INTO alias VALUES (?, ?, ?) ON CONFLICT (scope, alias) "
-                            "DO UPDATE SET instance = excluded.instance",
-                            (scope, alias, instance),
-                        )
-                    case DropAlias(scope, alias):
-                        db.execute(
-                            "DELETE FROM alias WHERE scope = ? AND alias = ?", (scope, alias)
-                        )
+            for changes, _ in batch:
+                db.execute("SAVEPOINT caller")
+                try:
+                    for change in changes:
+                        self._change(change)
+                    failures.append(None)
+                except sqlite3.IntegrityError as error:
+                    db.execute("ROLLBACK TO caller")
+                    failures.append(error)
+                db.execute("RELEASE caller")
         except BaseException:
             db.execute("ROLLBACK")
             raise
         db.execute("COMMIT")
+        return failures
+
+    def _change(self, change: Change) -> None:
+        db = self._db
+        match change:
+            case Put(row):
+                key = row.name if isinstance(row, PackageRow) else row.id
+                key_name = "name" if isinstance(row, PackageRow) else "id"
+                db.execute(
+                    f"INSERT INTO {_TABLES[type(row)]} VALUES (?, ?) "
+                    f"ON CONFLICT ({key_name}) DO UPDATE SET row = excluded.row",
+                    (key, msgspec.json.encode(row).decode()),
+                )
+            case Drop("instance", key):
+                db.execute("DELETE FROM alias WHERE instance = ?", (key,))
+                db.execute("DELETE FROM instance WHERE id = ?", (key,))
+            case Drop(kind, key):
+                key_name = "name" if kind == "package" else "id"
+                db.execute(f"DELETE FROM {kind} WHERE {key_name} = ?", (key,))
+            case PutAlias(scope, alias, instance):
+                db.execute(
+                    "INSERT INTO alias VALUES (?, ?, ?) ON CONFLICT (scope, alias) "
+                    "DO UPDATE SET instance = excluded.instance",
+                    (scope, alias, instance),
+                )
+            case DropAlias(scope, alias):
+                db.execute("DELETE FROM alias WHERE scope = ? AND alias = ?", (scope, alias))
 
     def _apply(self, change: Change) -> None:
         match change:

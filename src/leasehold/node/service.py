@@ -141,6 +141,7 @@ class Node(Service):
         )
         self.spawn(self._parts.serve(), name="parts")
         await self._parts_started()
+        self._up_at = time.perf_counter()
         await self._resume()
         self.spawn(self._boot(), name="boot")
 
@@ -183,12 +184,12 @@ class Node(Service):
                 tasks.create_task(one(instance))
 
     async def _boot(self) -> None:
-        began = time.perf_counter()
         await self.reload()
         self.spells.open()
-        self.boot_ms = (time.perf_counter() - began) * 1000
+        self.boot_ms = (time.perf_counter() - self._up_at) * 1000
         boot_seconds.set(self.boot_ms / 1000)
         self.deployed.set()
+        self.pool.warm_up()
         log.info(
             "node.deployed",
             ms=round(self.boot_ms),

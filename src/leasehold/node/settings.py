@@ -67,7 +67,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, _doc("first wait between tries in seconds; it doubles, with jitter", gt=0)
     ] = 0.5
     parallel_packages: Annotated[
-        int, _doc("packages deployed at once; 0: as many as there are CPUs", ge=0)
+        int, _doc("packages deployed at once; 0: four for each CPU, at least 8", ge=0)
     ] = 0
     rescan_sec: Annotated[
         float, _doc("seconds between looks for changed package files; 0: never", ge=0)
@@ -83,7 +83,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_held_events: Annotated[
         int, _doc("trigger events kept until the bus starts; the oldest yields", ge=1)
     ] = 10_000
-    open_spell_files: Annotated[int, _doc("spell databases kept open", ge=4)] = 256
+    open_spell_files: Annotated[
+        int, _doc("spell databases kept open, as far as the limit of open files allows", ge=4)
+    ] = 1000
     max_call_bytes: Annotated[int, _doc("bytes of one request or reply of a service", ge=1024)] = (
         4 << 20
     )

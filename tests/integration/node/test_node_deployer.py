@@ -473,3 +473,53 @@ async def test_a_program_that_does_not_stay_up_is_no_success(
     async with node_in(tmp_path, package, settings=QUICK) as node:
         assert status(node, "p") == "failed"
         assert message in node.deployer.results["p"].message
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "packages"
+
+
+async def test_the_example_package(tmp_path: Path) -> None:
+    settings = NodeSettings(packages_dir=str(EXAMPLES), packages={"hello": {"greeting": "hi"}})
+    async with node_in(tmp_path, settings=settings) as node:
+        assert status(node, "hello") == "ready"
+        spell = node.find("hello-spell", spell=True).id
+
+        async def printed(text: str) -> bool:
+            lines = await node.spells.use(spell, lambda s: s.logs())
+            return any(line["text"] == text for line in lines)
+
+        await until(lambda: printed("hi spell for the 1 time"))
+        await node.call_spell("hello-spell", "push_mailbox", ["you"])
+        await until(lambda: printed("hi you for the 2 time"))
+
+
+class Artifacts:
+    """OCI artifacts that are unpacked already, bottom layer first."""
+
+    def __init__(self, *layers: Path) -> None:
+        self.layers = layers
+        self.digest = "sha256:" + "0" * 64
+
+    async def ensure(self, reference: str) -> Artifacts:
+        if "missing" in reference:
+            raise LeaseholdError("not_found", f"no such artifact: {reference}")
+        return self
+
+
+async def test_a_package_out_of_an_artifact(tmp_path: Path) -> None:
+    old, new = tmp_path / "1", tmp_path / "2"
+    for layer, version in ((old, 1), (new, 2)):
+        layer.mkdir()
+        (layer / "package.toml").write_text(
+            f'name = "boxed"\nversion = "{version}"\n[[spell]]\nname = "s"\nscript = "s.star"\n'
+        )
+        (layer / "s.star").write_text(f"print({version})")
+    digest = "@sha256:" + "0" * 64
+    images = (f"r/boxed{digest}", f"r/missing{digest}", "r/tagged:latest")
+    async with node_in(
+        tmp_path / "node", settings=NodeSettings(images=images), images=Artifacts(old, new)
+    ) as node:
+        assert (await node.run_spell("s")).logs == ["2"]
+        assert node.journal.packages["boxed"].source == images[0]
+        assert "no such artifact" in node.deployer.results["missing"].message
+        assert "by digest" in node.deployer.results["tagged:latest"].message

@@ -13,11 +13,12 @@ a failure is kept whether or not the script reported it.
 from __future__ import annotations
 
 import asyncio
+import resource
 import shutil
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ from leasehold.node.spells.trigger import TriggerConfig, TriggerEvent
 
 STORE_THREADS = 4
 KEPT_BACKUPS = 3
+RUN_DRAIN = 3.0
+"""Seconds runs may take to end when the node stops."""
+
 MIGRATION_TTL = 60.0
 """Seconds a migration may take."""
 
@@ -109,11 +113,13 @@ class SpellEngine(Service):
         self.bus = Bus(self.fire, clock=self.clock, max_held=self.settings.max_held_events)
         self._states: dict[str, _State] = {}
         self._stores: OrderedDict[str, SpellStore] = OrderedDict()
+        self._keep_open = _files_to_keep(self.settings.open_spell_files)
         self._busy: dict[str, int] = defaultdict(int)
         self._cache = threading.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="spell-store")
         self._in_progress = 0
+        self._runs: set[asyncio.Task[Outcome]] = set()
         self.opened = asyncio.Event()
         self.on_run_ended: Callable[[str], None] | None = None
         self.on_log_subscribe: Callable[[str, TriggerConfig, int | None], None] | None = None
@@ -123,6 +129,13 @@ class SpellEngine(Service):
         self.root.mkdir(parents=True, exist_ok=True)
 
     async def stop(self) -> None:
+        # Runs are given a moment to end; one that is cut short is recorded as lost at the next
+        # start, and its log events are delivered again.
+        if self._runs:
+            _, late = await asyncio.wait(self._runs, timeout=RUN_DRAIN)
+            for run in late:
+                run.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown)
         for store in self._stores.values():
             store.close()
@@ -162,7 +175,7 @@ class SpellEngine(Service):
                 self._busy[spell] -= 1
                 if not self._busy[spell]:
                     del self._busy[spell]
-                spare = len(self._stores) - self.settings.open_spell_files
+                spare = len(self._stores) - self._keep_open
                 idle = [s for s in self._stores if s not in self._busy][: max(0, spare)]
                 closing = [self._stores.pop(s) for s in idle]
             for each in closing:
@@ -415,7 +428,10 @@ class SpellEngine(Service):
         state.running += 1
         self._in_progress += 1
         runs_now.inc()
-        return self.spawn(self._perform(spell, state, event, ended), name=f"run {spell}")
+        task = self.spawn(self._perform(spell, state, event, ended), name=f"run {spell}")
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+        return task
 
     async def run_now(self, spell: str) -> Outcome:
         """Run ``spell`` once, by hand, after a run under way."""
@@ -474,8 +490,9 @@ class SpellEngine(Service):
             return Outcome("skipped")
         at = self.clock.now()
         n, run = await self.use(spell, lambda store: store.begin_run(spell, event, at))
-        if event.due is not None:
-            lateness.observe(max(0.0, self.clock.now() - event.due))
+        late = None if event.due is None else max(0.0, self.clock.now() - event.due)
+        if late is not None:
+            lateness.observe(late)
         job = {
             "name": who.alias,
             "script": state.script,
@@ -507,6 +524,7 @@ class SpellEngine(Service):
                 seconds=seconds,
                 logs=outcome.logs,
                 errors=outcome.errors,
+                late=late,
                 cursor=cursor,
             ),
         )
@@ -622,4 +640,7 @@ def _data(store: SpellStore, key: str) -> Any:
     return msgspec.json.decode(text)
 
 
-Answerer = Callable[[str, list[Any]], Awaitable[Any]]
+def _files_to_keep(wanted: int) -> int:
+    """Stores to keep open: each takes three descriptors, and half of them are for others."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(STORE_THREADS, min(wanted, soft // 6))

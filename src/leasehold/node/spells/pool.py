@@ -63,7 +63,12 @@ class Pool(Service):
     async def start(self) -> None:
         # A resource rather than a stop: workers must end on a cancelled start or stop too.
         self.resources.push_async_callback(self._end_all)
-        self._idle.extend(await asyncio.gather(*(self._start_one() for _ in range(self.warm))))
+
+    def warm_up(self) -> None:
+        """Start the workers that are kept warm. Until then runs start theirs when they need one:
+        a node that is being deployed has better use for its processors."""
+        for _ in range(self.warm - len(self._all) - self._starting):
+            self.spawn(self._replace(), name="warm up")
 
     async def _end_all(self) -> None:
         await asyncio.gather(*(worker.end() for worker in list(self._all)))

@@ -18,8 +18,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,12 +58,15 @@ CREATE TABLE log (n INTEGER PRIMARY KEY, run TEXT NOT NULL, at REAL NOT NULL, te
 CREATE TABLE mailbox (n INTEGER PRIMARY KEY, at REAL NOT NULL, sender TEXT NOT NULL,
     message TEXT NOT NULL);
 CREATE TABLE run (n INTEGER PRIMARY KEY, id TEXT NOT NULL, at REAL NOT NULL, due REAL,
-    trigger TEXT NOT NULL, outcome TEXT, seconds REAL);
+    trigger TEXT NOT NULL, outcome TEXT, seconds REAL, late REAL);
 """
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """One run. ``outcome``: ok, error, timeout, killed, lost (the node ended meanwhile)."""
+    """One run. ``outcome``: ok, error, timeout, killed, lost (the node ended meanwhile).
+
+    ``late`` is the time in seconds from the tick to the start, None for other triggers.
+    """
 
     n: int
     id: str
@@ -70,6 +75,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     trigger: str
     outcome: str | None
     seconds: float | None
+    late: float | None = None
 
 
 class SpellMeta(msgspec.Struct, frozen=True):
@@ -100,15 +106,14 @@ class SpellStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
-        fresh = not path.exists()
+        self._synced = True
+        if not path.exists():
+            _create(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         try:
-            # WAL and FULL: one fsync a commit, and a run's record is durable before the run.
-            self._db.execute("PRAGMA journal_mode=WAL")
+            # FULL in WAL mode: one fsync a commit. Records of runs do without, see transaction.
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA wal_autocheckpoint=256")
-            if fresh:
-                self._db.executescript("BEGIN;" + SCHEMA + "COMMIT;")
             self._db.execute("SELECT count(*) FROM meta").fetchone()
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -124,12 +129,20 @@ class SpellStore:
             self._db.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block or nothing."""
+    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """All of the block or nothing.
+
+        With ``synced=False`` it survives the end of this process at any instant, but the newest
+        may be lost with the machine's power: right for the records of runs, of which there may be
+        hundreds a second.
+        """
         with self.lock:
             if self._db.in_transaction:
                 yield self._db
                 return
+            if synced != self._synced:
+                self._db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+                self._synced = synced
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -316,7 +329,7 @@ class SpellStore:
 
     def begin_run(self, spell: str, event: TriggerEvent, at: float) -> tuple[int, str]:
         """Count the run and store its trigger, durably: ``(number, run id)``. Ids never repeat."""
-        with self.transaction() as db:
+        with self.transaction(synced=False) as db:
             (last,) = db.execute("SELECT coalesce(max(n), 0) FROM run").fetchone()
             row = db.execute("SELECT number FROM kv WHERE key = 'hw_counter'").fetchone()
             n = max(last, (row[0] or 0) if row else 0) + 1
@@ -343,11 +356,15 @@ class SpellStore:
         seconds: float,
         logs: list[str],
         errors: list[tuple[str, str]],
+        late: float | None = None,
         cursor: int | None = None,
     ) -> None:
         """The outcome, the lines it printed, its errors as ``(code, message)``."""
-        with self.transaction() as db:
-            db.execute("UPDATE run SET outcome = ?, seconds = ? WHERE n = ?", (outcome, seconds, n))
+        with self.transaction(synced=False) as db:
+            db.execute(
+                "UPDATE run SET outcome = ?, seconds = ?, late = ? WHERE n = ?",
+                (outcome, seconds, late, n),
+            )
             db.executemany(
                 "INSERT INTO log (run, at, text) VALUES (?, ?, ?)",
                 [(run, at, line) for line in logs[-MAX_LOGS:]],
@@ -436,6 +453,29 @@ class SpellStore:
                 "RETURNING at, sender, message"
             ).fetchone()
         return None if row is None else {"at": row[0], "sender": row[1], "message": row[2]}
+
+
+@cache
+def _template() -> bytes:
+    """The bytes of an empty store: a copy costs one write where building it costs five fsyncs."""
+    with tempfile.TemporaryDirectory(prefix="leasehold-") as folder:
+        path = os.path.join(folder, "empty.db")
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.executescript("BEGIN;" + SCHEMA + "COMMIT;")
+        db.close()
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def _create(path: Path) -> None:
+    """An empty store at ``path``, complete or not at all."""
+    temporary = path.with_suffix(".new")
+    with open(temporary, "wb") as file:
+        file.write(_template())
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
 
 
 def _text(value: object) -> str:
