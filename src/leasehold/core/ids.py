@@ -13,6 +13,8 @@ import threading
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _INDEX = {c: i for i, c in enumerate(ALPHABET)}
+_PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
+_SHIFTS = range(120, -1, -10)
 
 
 class Entropy:
@@ -49,7 +51,7 @@ entropy = Entropy()
 
 def encode(value: int) -> str:
     """128-bit integer to 26 characters."""
-    return "".join(ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[(value >> shift) & 1023] for shift in _SHIFTS])
 
 
 def decode(text: str) -> int:

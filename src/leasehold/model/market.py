@@ -42,6 +42,9 @@ class DeploymentId(_Id, frozen=True, order=True):
     owner: str
     dseq: int
 
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.dseq}"
+
 
 class GroupId(_Id, frozen=True, order=True):
     """One placement group of a deployment."""
@@ -80,6 +83,9 @@ class LeaseId(_Id, frozen=True, order=True):
     gseq: int
     oseq: int
     provider: str
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.dseq}/{self.gseq}/{self.oseq}/{self.provider}"
 
     @property
     def deployment(self) -> DeploymentId:
