@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,11 +20,9 @@ import grpc.aio
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.dispatch import indexer_pb2 as pb
 from leasehold.dispatch.security import (
-    channel_credentials,
     check_token,
     parse_networks,
     resolve,
-    server_credentials,
     split_address,
 )
 from leasehold.dispatch.settings import DispatchSettings
@@ -225,6 +224,25 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def server_credentials(settings: DispatchSettings) -> grpc.ServerCredentials | None:
+    """For a gRPC server; clients need a certificate when ``tls_ca`` is set. None: no TLS."""
+    if not settings.tls_cert:
+        return None
+    pair = (Path(settings.tls_key).read_bytes(), Path(settings.tls_cert).read_bytes())
+    ca = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
+    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+
+
+def channel_credentials(settings: DispatchSettings) -> grpc.ChannelCredentials | None:
+    """For a gRPC client, with the own certificate when there is one. None: no TLS."""
+    if not settings.tls_ca and not settings.tls_cert:
+        return None
+    ca = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
+    key = Path(settings.tls_key).read_bytes() if settings.tls_key else None
+    cert = Path(settings.tls_cert).read_bytes() if settings.tls_cert else None
+    return grpc.ssl_channel_credentials(ca, key, cert)
+
+
 class GrpcDialer:
     """Dials workers; see :func:`leasehold.dispatch.security.resolve` for what is refused."""
 
@@ -419,6 +437,10 @@ def _cannot_bind(host: str, port: int, setting: str) -> LeaseholdError:
         got=port,
     )
 
+
+make_dialer = GrpcDialer
+make_listener = GrpcListener
+make_attach_server = AttachServer
 
 __all__ = [
     "AttachServer",

@@ -21,8 +21,8 @@ from leasehold.dispatch.pool import POLICIES, Pool, PoolKey
 from leasehold.dispatch.registry import Registry, WorkerState
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.task import Attempt, Call, Task
-from leasehold.dispatch.transport import Dialer, WorkerLink
-from leasehold.dispatch.wire import Response, new_id
+from leasehold.dispatch.transport import TRANSPORTS, Dialer, WorkerLink, load
+from leasehold.dispatch.wire import FEATURES, Hello, Response, new_id
 
 MAX_POOLS = 1000
 """Pools kept; a pool without a worker or a task is dropped before that."""
@@ -65,9 +65,7 @@ class Manager(Service):
     async def start(self) -> None:
         dialers = self._given_dialers
         if dialers is None:
-            from leasehold.dispatch.grpc_transport import GrpcDialer
-
-            dialers = [GrpcDialer(self.settings)]
+            dialers = [load(type_).make_dialer(self.settings) for type_ in TRANSPORTS]
         self.registry = Registry(
             clock=self.clock,
             settings=self.settings,
@@ -102,9 +100,7 @@ class Manager(Service):
         return {"ssl_certfile": self.settings.tls_cert, "ssl_keyfile": self.settings.tls_key}
 
     async def _start_attach(self) -> None:
-        from leasehold.dispatch.grpc_transport import AttachServer
-
-        server = AttachServer(self.settings)
+        server = load("grpc").make_attach_server(self.settings)
 
         async def attached(link: WorkerLink) -> None:
             hello = link.hello
@@ -112,8 +108,6 @@ class Manager(Service):
                 await self.registry.adopt(
                     hello.id, hello.network, hello.chain_id, hello.version, link
                 )
-
-        from leasehold.dispatch.wire import FEATURES, Hello
 
         self.attach_address = await server.start(attached, Hello(features=FEATURES))
         self.resources.push_async_callback(server.stop)

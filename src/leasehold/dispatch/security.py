@@ -1,4 +1,4 @@
-"""Who may talk to whom: join token, TLS files, and which addresses a manager may dial.
+"""Who may talk to whom: the join token, and which addresses a manager may dial.
 
 A ping makes a manager open a connection, so without a limit anyone who can ping could make it
 connect anywhere. Addresses are resolved, every result is checked against the allowed networks,
@@ -12,12 +12,8 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Sequence
-from pathlib import Path
-
-import grpc
 
 from leasehold.core.errors import Kind, LeaseholdError
-from leasehold.dispatch.settings import DispatchSettings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -82,22 +78,3 @@ async def resolve(address: str, allowed: Sequence[Network]) -> str:
         expected=", ".join(map(str, allowed)),
         got=address,
     )
-
-
-def server_credentials(settings: DispatchSettings) -> grpc.ServerCredentials | None:
-    """For a gRPC server; clients need a certificate when ``tls_ca`` is set. None: no TLS."""
-    if not settings.tls_cert:
-        return None
-    pair = (Path(settings.tls_key).read_bytes(), Path(settings.tls_cert).read_bytes())
-    ca = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
-    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
-
-
-def channel_credentials(settings: DispatchSettings) -> grpc.ChannelCredentials | None:
-    """For a gRPC client, with the own certificate when there is one. None: no TLS."""
-    if not settings.tls_ca and not settings.tls_cert:
-        return None
-    ca = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
-    key = Path(settings.tls_key).read_bytes() if settings.tls_key else None
-    cert = Path(settings.tls_cert).read_bytes() if settings.tls_cert else None
-    return grpc.ssl_channel_credentials(ca, key, cert)

@@ -3,12 +3,16 @@
 A *link* is one open stream. ``send`` and ``receive`` are each called by one task at a time and
 never cancelled half-way by the code above; ``receive`` returns None when the peer is gone,
 however it went. Closing a link ends both ends.
+
+Transports are found by the name of their type in :data:`TRANSPORTS` and loaded when they are used,
+so that managers, pools and tasks know none of them.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from leasehold.dispatch.wire import Hello, Request, Response
 
@@ -73,3 +77,13 @@ class Listener(Protocol):
 
 class LinkClosed(Exception):
     """The peer of a link is gone."""
+
+
+TRANSPORTS: dict[str, str] = {"grpc": "leasehold.dispatch.grpc_transport"}
+"""Module of each transport type. It has ``make_dialer(settings)``, ``make_listener(settings)``,
+``make_attach_server(settings)`` and ``attach(settings, address, hello)``."""
+
+
+def load(type: str) -> Any:
+    """The module of a transport type; KeyError for an unknown one."""
+    return importlib.import_module(TRANSPORTS[type])

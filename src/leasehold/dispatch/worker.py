@@ -32,9 +32,9 @@ from leasehold.core.logs import get_logger
 from leasehold.core.service import Service
 from leasehold.dispatch import metrics
 from leasehold.dispatch.discovery import Announcer
-from leasehold.dispatch.registry import ClientPing, Connectivity
+from leasehold.dispatch.registry import RECONNECT, ClientPing, Connectivity
 from leasehold.dispatch.settings import DispatchSettings
-from leasehold.dispatch.transport import LinkClosed, Listener, ManagerLink
+from leasehold.dispatch.transport import LinkClosed, Listener, ManagerLink, load
 from leasehold.dispatch.wire import (
     CANCEL,
     CREDIT,
@@ -148,9 +148,8 @@ class Worker(Service):
                 self.spawn(self._stay_attached(manager, hello), name=f"attach:{manager}")
             return
         if self._listener is None:
-            from leasehold.dispatch.grpc_transport import GrpcListener
-
-            self._listener = GrpcListener(settings)
+            self._listener = load("grpc").make_listener(settings)
+            assert self._listener is not None
         bound = await self._listener.start(self._serve, hello)
         self.resources.push_async_callback(self._listener.stop)
         self.address = settings.worker_address or bound
@@ -195,12 +194,9 @@ class Worker(Service):
             self._streams.discard(stream)
 
     async def _stay_attached(self, manager: str, hello: Hello) -> None:
-        from leasehold.dispatch.grpc_transport import attach
-        from leasehold.dispatch.registry import RECONNECT
-
         failures = 0
         while True:
-            link = attach(self.settings, manager, hello)
+            link = load("grpc").attach(self.settings, manager, hello)
             began = self.clock.monotonic()
             try:
                 await self._serve(link)
