@@ -314,6 +314,8 @@ class Repos:
         def decide(state: RepoState) -> Decision | None:
             if state.move is not None or not state.exists or state.action is not None:
                 return None
+            if state.last_move == accepted.workflow:
+                return None  # it has ended already; the registry has not heard of it yet
             fact = facts.RepoMoveStarted(
                 workflow=accepted.workflow,
                 old_path=state.path,

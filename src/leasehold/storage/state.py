@@ -73,6 +73,8 @@ class RepoState:
     gitlab_url: str = ""
     error: str = ""
     move: facts.RepoMoveStarted | None = None
+    last_move: str = ""
+    """The workflow of the last move that ended here, so that it is not begun again."""
     shadow_move: str = ""
     tier: str = "online"
     failed: bool = False
@@ -123,7 +125,7 @@ def fold_repo(state: RepoState, event: Event) -> RepoState:
         case facts.RepoMoveStarted():
             state.move = fact
         case facts.RepoMoved():
-            state.move = None
+            state.move, state.last_move = None, fact.workflow
             state.path, state.host = fact.path, fact.host
             state.host_path, state.shadow_path = fact.host_path, fact.shadow_path
         case facts.ShadowRepoMoveStarted():
