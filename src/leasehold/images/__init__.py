@@ -6,7 +6,7 @@ the data plane and the coordination; either works without the other.
 data plane
     ``ports``        what the parts ask of one another
     ``oci``          manifests, indexes, configs: parse, check, choose a platform
-    ``origin``       registries: ranges, failures by class; ``challenge`` tokens, ``guard`` redirects
+    ``origin``       registries; ``challenge`` answers for tokens, ``guard`` watches redirects
     ``staging``      content on its way in: any order, hashed as the prefix grows
     ``store``        verified content on disk by digest; ``containerd`` the same in its store
     ``eviction``     inside the budget without losing the last copy; ``housekeeping`` the operator's

@@ -176,7 +176,7 @@ class Swarm:
         self._reference: list[str] | None = None
         self._reference_of: Holder | None = None
         self._todo: list[int] = []
-        self._done: set[int] = set()
+        self._done: dict[int, str] = {}
         self._taken: set[int] = set()
         self._seen: dict[int, tuple[str, Holder]] = {}
         self._news = asyncio.Event()
@@ -326,9 +326,9 @@ class Swarm:
                     hasher.update(piece)
                     pending += piece
                     if len(pending) >= PUT or answer.left == 0:
-                        await self.staged.put(position, bytes(pending))
-                        position += len(pending)
-                        pending.clear()
+                        full, pending = pending, bytearray()
+                        await self.staged.put(position, full)
+                        position += len(full)
         except PeerError as error:
             return error.outcome
         return await self._accept(holder, chunk, end, hasher.hexdigest())
@@ -360,13 +360,13 @@ class Swarm:
         sources = self.download.sources
         sources[source] = sources.get(source, 0) + end - chunk * CHUNK
         self._todo.remove(chunk)
-        self._done.add(chunk)
+        self._done[chunk] = got
         prefix = self.staged.prefix
         while prefix // CHUNK in self._done:
             prefix = min((prefix // CHUNK + 1) * CHUNK, self.download.size or 0)
             if prefix == self.download.size:
                 break
-        await self.staged.advance(prefix)
+        await self.staged.advance(prefix, self._done)
         self.download.notify()
         return "hit"
 

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from leasehold.core.errors import Kind, LeaseholdError
@@ -47,6 +47,11 @@ class ChunkHasher:
             data = data[len(piece) :]
             if self._filled == CHUNK:
                 self._close()
+
+    def append(self, digest: str) -> None:
+        """A whole chunk whose digest is known; only between two chunks."""
+        assert not self._filled
+        self.digests.append(digest)
 
     def finish(self) -> None:
         """The last, shorter chunk."""
@@ -85,15 +90,21 @@ class Staged:
         async with self._lock:
             await self._in_thread(self._write, offset, data)
 
-    async def put(self, offset: int, data: bytes) -> None:
-        """Keep ``data`` beyond the prefix without advancing it."""
+    async def put(self, offset: int, data: bytes | bytearray) -> None:
+        """Keep ``data`` beyond the prefix without advancing it; what is hashed stays as it is."""
+        if offset < self.prefix:
+            data, offset = data[self.prefix - offset :], self.prefix
         await self._in_thread(self._put, offset, data)
 
-    async def advance(self, end: int) -> None:
-        """Bytes up to ``end`` are here: hash them."""
+    async def advance(self, end: int, known: Mapping[int, str] | None = None) -> None:
+        """Bytes up to ``end`` are here: hash them.
+
+        ``known`` are digests of whole chunks by their number, taken as the bytes came: those are
+        not hashed a second time for it.
+        """
         async with self._lock:
             if end > self.prefix:
-                await self._in_thread(self._advance, end)
+                await self._in_thread(self._advance, end, known or {})
 
     async def matches(self) -> bool:
         """Whether what is here so far is exactly the digest's content."""
@@ -138,18 +149,29 @@ class Staged:
         if offset <= self.prefix < offset + len(data):
             self._hashed(memoryview(data)[self.prefix - offset :])
 
-    def _put(self, offset: int, data: bytes) -> None:
+    def _put(self, offset: int, data: bytes | bytearray) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self._fd, view, offset)
             view, offset = view[written:], offset + written
 
-    def _advance(self, end: int) -> None:
+    def _advance(self, end: int, known: Mapping[int, str]) -> None:
+        while self.prefix < end:
+            index, inside = divmod(self.prefix, CHUNK)
+            digest = known.get(index) if not inside else None
+            self._advance_to(min(end, (index + 1) * CHUNK), chunked=digest is None)
+            if digest is not None:
+                self._chunks.append(digest)
+
+    def _advance_to(self, end: int, *, chunked: bool) -> None:
         while self.prefix < end:
             data = os.pread(self._fd, min(BLOCK, end - self.prefix), self.prefix)
             if not data:
                 raise StoreUnavailable(f"{self.path} is shorter than what was written to it")
-            self._hashed(memoryview(data))
+            self._hash.update(data)
+            if chunked:
+                self._chunks.update(memoryview(data))
+            self.prefix += len(data)
 
     def _hashed(self, data: memoryview) -> None:
         self._hash.update(data)

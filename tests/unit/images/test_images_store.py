@@ -55,6 +55,18 @@ async def test_other_bytes_are_refused_and_leave_nothing(tmp_path: Path) -> None
         assert not await store.has(Digest.of(b"good"))
 
 
+async def test_hashed_bytes_are_never_written_again(tmp_path: Path) -> None:
+    """Otherwise the hash would vouch for bytes that are no longer there."""
+    async with running(FileStore(tmp_path)) as store:
+        digest = Digest.of(b"good content")
+        writer = await store.writer(digest, 12)
+        await writer.write(0, b"good ")
+        await writer.put(0, b"evil content")
+        await writer.advance(12)
+        await writer.commit()
+        assert await store.verify(digest) is True
+
+
 async def test_two_writers_of_one_digest_do_no_harm(tmp_path: Path) -> None:
     async with running(FileStore(tmp_path)) as store:
         await asyncio.gather(*(put(store, b"same") for _ in range(5)))
