@@ -429,7 +429,7 @@ def _refusal(answer: dict[str, Any]) -> LeaseholdError:
 
 def rpc_error(error: dict[str, Any]) -> LeaseholdError:
     if "leasehold" in error:
-        kind = Kind.MALFORMED if error["code"] == -32602 else Kind.NOT_FOUND
+        kind = _KINDS.get(error["leasehold"].get("status"), Kind.INVALID)
         return _error(msgspec.convert(error["leasehold"], _Error), kind)
     return LeaseholdError(
         "rpc_error", f"{error.get('message')}: {error.get('data')}", kind=Kind.MALFORMED

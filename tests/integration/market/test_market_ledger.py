@@ -15,7 +15,7 @@ import pytest
 import websockets
 
 from leasehold.core.clock import SystemClock, VirtualClock
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.service import Group, running
 from leasehold.events.event import Entity
 from leasehold.events.memory import MemoryLog
@@ -532,5 +532,109 @@ def test_an_exported_ledger_goes_on_elsewhere(virtual: VirtualClock, tmp_path: P
             assert earned == pytest.approx(10_000, abs=100)
             await tenant.close_deployment(1)
             assert taken.chain.state.total("uakt") == total
+
+    virtual.run(main)
+
+
+async def test_without_a_period_every_block_is_charged() -> None:
+    key, other = Key.generate("ed25519"), Key.generate("ed25519")
+    settings = MarketSettings(port=0, block_interval_s=0.0, charge_period_s=0.0, min_deposit="200")
+    async with market(key, other, settings=settings) as ledger:
+        tenant, provider = DirectClient(ledger, key), DirectClient(ledger, other)
+        lease = await lease_something(tenant, provider, deposit="220")
+        for _ in range(3):
+            await tenant.transfer(other.address, 1)
+        funds = await tenant.escrow(lease.deployment)
+        assert (funds["funds"], funds["ticks_left"]) == ("70", 1)
+        await provider.withdraw(lease)
+        assert (await tenant.escrow(lease.deployment))["funds"] == "20"
+        landed = await tenant.transfer(other.address, 1)
+        block = await ledger.history.block(landed.height)
+        assert any("EventLeaseClosed" in event.type for event in block.events)
+        assert len(block.txs) == 1
+        view = await provider.lease(lease)
+        assert view is not None
+        assert view.state == "insufficient_funds"
+        # The last 20 do not pay a block: the only lease gets them all.
+        assert (await tenant.escrow(lease.deployment))["spent"] == "220"
+
+
+def test_many_escrows_that_end_together_take_several_blocks(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        key, other = Key.generate("ed25519"), Key.generate("ed25519")
+        async with market(key, other, clock=virtual) as ledger:
+            tenant, provider = DirectClient(ledger, key), DirectClient(ledger, other)
+            await provider.set_provider("https://p.example")
+            for _ in range(250):
+                await lease_something(tenant, provider, deposit="500000")
+            await virtual.sleep(59_000)
+            height = ledger.chain.height
+            total = ledger.chain.state.total("uakt")
+            await virtual.sleep(2_000)
+            states = {lease.state for lease in ledger.chain.state.leases.values()}
+            assert states == {"insufficient_funds"}
+            assert ledger.chain.height >= height + 2
+            assert ledger.chain.state.total("uakt") == total
+            earned = int((await provider.balance(other.address))["uakt"]) - 10**9
+            assert earned == 250 * 500_000
+
+    virtual.run(main)
+
+
+async def test_providers_compete_and_the_cheapest_can_be_had() -> None:
+    """Two providers bid on one order by their own prices; the loser gets its deposit back."""
+    keys = [Key.generate("ed25519") for _ in range(3)]
+    async with market(*keys) as ledger:
+        tenant, *providers = (DirectClient(ledger, key) for key in keys)
+        did = await tenant.create_deployment([GROUP], HASH)
+        order = OrderId(did.owner, did.dseq, 1, 1)
+        for price, provider in zip(("7.5", "7.25"), providers, strict=True):
+            await provider.set_provider("https://p.example")
+            await provider.create_bid(order, price)
+        bids = [bid async for bid in tenant.list("bids", owner=did.owner, dseq=1, state="open")]
+        assert [bid["price"] for bid in bids] == ["7.5", "7.25"]
+        await tenant.create_lease(LeaseId.parse(bids[1]["id"]))
+        assert (await providers[0].balance(providers[0].address))["uakt"] == "1000000000"
+        assert (await providers[1].balance(providers[1].address))["uakt"] == "999500000"
+        with pytest.raises(LeaseholdError) as refused:
+            await tenant.create_lease(LeaseId.parse(bids[0]["id"]))
+        assert refused.value.code == "bid_not_open"
+        assert "lost" in refused.value.message
+
+
+def test_a_log_that_cannot_write_loses_nothing(virtual: VirtualClock) -> None:
+    """A full disk: questions and transactions are told so, and go through when there is room."""
+
+    class Full(MemoryLog):
+        full = False
+
+        async def append(self, *args: Any, **options: Any) -> Any:
+            if self.full:
+                raise unavailable("log_write_failed", "no space left on device")
+            return await super().append(*args, **options)
+
+    async def main() -> None:
+        key, other = Key.generate("ed25519"), Key.generate("ed25519")
+        log = Full(virtual)
+        async with market(key, clock=virtual, log=log) as ledger:
+            client = DirectClient(ledger, key)
+            await client.transfer(other.address, 1)
+            log.full = True
+            raw = m.sign(
+                key, "leasehold-1", 1, [m.Send(to=other.address, amount=Coin("uakt", "1"))]
+            )
+            sending = asyncio.create_task(ledger.commit(raw))
+            await virtual.sleep(1)
+            with pytest.raises(LeaseholdError) as refused:
+                await client.balance(other.address)
+            assert refused.value.code == "ledger_not_durable"
+            with pytest.raises(LeaseholdError) as refused:
+                await client.status()
+            assert refused.value.kind is Kind.UNAVAILABLE
+            assert not sending.done()
+            log.full = False
+            await virtual.sleep(10)
+            assert (await sending).height == 2
+            assert await client.balance(other.address) == {"uakt": "2"}
 
     virtual.run(main)

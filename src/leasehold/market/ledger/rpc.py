@@ -454,7 +454,7 @@ def _failure(
 ) -> JSON:
     out: JSON = {"code": code, "message": message, "data": data}
     if error is not None:
-        out["leasehold"] = error.to_dict()
+        out["leasehold"] = {**error.to_dict(), "status": error.kind.http}
     return {"jsonrpc": "2.0", "id": id, "error": out}
 
 

@@ -408,7 +408,7 @@ class LedgerService(Service):
 
     async def ask(self, path: str, data: bytes) -> Any:
         """A question about the state (see ``views``), answered from what is durable."""
-        await self._durable.wait()
+        await self.settled()
         return views.ask(self.chain.machine, path, data, int(self.clock.now() * 1e9))
 
     def waiting(self) -> list[bytes]:
@@ -420,16 +420,27 @@ class LedgerService(Service):
         received = receive(raw, self.settings.max_tx_bytes)
         if not verified(received):
             raise _bad_signature()
-        await self._durable.wait()
+        await self.settled()
         self.chain.check(received)
 
     async def settled(self) -> None:
-        """Wait until no block is on its way to the disk."""
-        await self._durable.wait()
+        """Wait until no block is on its way to the disk; UNAVAILABLE when that takes too long."""
+        try:
+            async with self.clock.timeout(DURABLE_S):
+                await self._durable.wait()
+        except TimeoutError:
+            raise unavailable(
+                "ledger_not_durable",
+                "the ledger cannot write its newest block; is the disk full?",
+                retry_after=DURABLE_S,
+            ) from None
 
 
 IMPORT = "import.jsonl"
 """An export in the folder of the settings, taken over when there is no ledger yet."""
+
+DURABLE_S = 5.0
+"""Seconds a question waits for a block that is being written."""
 
 MAX_DATA = 512 * 1024
 """Bytes of transactions after which a block is closed."""
