@@ -16,10 +16,12 @@ from test_deploy_lifecycle import load
 
 from leasehold.core.clock import SystemClock
 from leasehold.core.service import running
+from leasehold.deploy.keeper.client import kill_keeper
 from leasehold.events.event import Entity, Event, NewEvent
 from leasehold.events.log import ANY
 from leasehold.events.sqlite import SqliteLog
 from leasehold.model.events.lease import ManifestReceived
+from leasehold.model.market import LeaseId
 
 ENTITY = Entity("lease", str(LEASE))
 
@@ -113,3 +115,32 @@ async def test_a_killed_proxy_is_back_with_its_routes(machine: Machine) -> None:
     # The same with no provider there to see it.
     os.kill(again["pid"], signal.SIGKILL)
     await _says(port, "hello")
+
+
+async def test_the_keeper_killed_while_leases_are_started(machine: Machine) -> None:
+    leases = [LeaseId("akash1owner", n, 1, 1, "akash1provider") for n in range(300, 308)]
+    rng = random.Random(3)
+    async with machine.provider() as provider:
+        for lease in leases:
+            await provider.put(group(service(hosts=[f"l{lease.dseq}.localhost"])), "h1", lease)
+        for _ in range(3):
+            await asyncio.sleep(rng.uniform(0.02, 0.15))
+            before = provider.deploy.keeper.pid
+            kill_keeper(before)
+            await eventually(lambda before=before: provider.deploy.keeper.pid != before)
+        for lease in leases:
+            await provider.until("deploy.healthy", "h1", lease, seconds=60)
+        for lease in leases:
+            host = f"l{lease.dseq}.localhost"
+
+            async def answers(host: str = host) -> bool:
+                return await provider.get(host) == (200, b"hello\n")
+
+            await eventually(answers)
+        replicas = await provider.deploy.runtime.replicas()
+        assert len(replicas) == len(leases)
+        # What answers is what the keeper knows: no container runs that nobody remembers.
+        parent = machine.settings.cgroup_parent.lstrip("/")
+        groups = Path("/sys/fs/cgroup/pids", parent).glob("*/*/cgroup.procs")
+        busy = {path.parent.name for path in groups if path.read_text().strip()}
+        assert busy == {replica.key for replica in replicas}

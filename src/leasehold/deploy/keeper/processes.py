@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import time
 from collections import OrderedDict
@@ -68,6 +69,8 @@ class Reaper:
         When it is gone already (or its pid belongs to another process by now) the exit is unknown.
         """
         try:
+            if pid <= 0:
+                raise ProcessLookupError
             pidfd = os.pidfd_open(pid)
             same = linux.start_time(pid) == start
         except (ProcessLookupError, FileNotFoundError):
@@ -109,6 +112,31 @@ class Reaper:
                 self._unclaimed[pid] = exit
                 if len(self._unclaimed) > UNCLAIMED:
                     self._unclaimed.popitem(last=False)
+
+
+def wait_for_commands(marks: list[str], seconds: float) -> None:
+    """Wait until no process has one of ``marks`` among its arguments; used before serving."""
+    wanted = [os.fsencode(mark) for mark in marks]
+    poll = select.poll()
+    waiting: set[int] = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                arguments = file.read().split(b"\0")
+            if any(mark in arguments for mark in wanted):
+                pidfd = os.pidfd_open(int(name))
+                waiting.add(pidfd)
+                poll.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while waiting and time.monotonic() < deadline:
+        for pidfd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            poll.unregister(pidfd)
+            waiting.discard(pidfd)
+            os.close(pidfd)
+    for pidfd in waiting:
+        os.close(pidfd)
 
 
 def _is_zombie(pid: int) -> bool:

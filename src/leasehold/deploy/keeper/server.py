@@ -36,7 +36,7 @@ from typing import Any
 from leasehold.deploy.keeper import linux, rootfs, wire
 from leasehold.deploy.keeper.journal import Journal
 from leasehold.deploy.keeper.logs import Output
-from leasehold.deploy.keeper.processes import Exit, Reaper
+from leasehold.deploy.keeper.processes import Exit, Reaper, wait_for_commands
 
 VERSION = 1
 """Of the protocol. A provider that speaks another says so instead of guessing."""
@@ -46,6 +46,9 @@ RUN_LIMIT = 120.0
 
 RESPAWN_FIRST, RESPAWN_CAP, RESPAWN_RESET = 0.1, 5.0, 10.0
 """Back-off of kept processes, seconds; after living ``RESPAWN_RESET`` it starts over."""
+
+START_LIMIT = 10.0
+"""Seconds a new keeper waits for starts that its predecessor did not live to see end."""
 
 UNIFIED = "/sys/fs/cgroup/unified"
 
@@ -99,6 +102,12 @@ class Keeper:
 
     def adopt(self) -> None:
         """Take up what an earlier keeper started."""
+        # A runtime that was starting a container when its keeper died goes on with it: only when
+        # it has ended is known whether there is a container.
+        starting = [r["pid_file"] for r in self.journal.entries.values()
+                    if r["state"] == "starting" and r.get("pid_file")]  # fmt: skip
+        if starting:
+            wait_for_commands(starting, START_LIMIT)
         for id, record in list(self.journal.entries.items()):
             kept = self.kept[id] = Kept(id, dict(record))
             if record["state"] == "starting":
