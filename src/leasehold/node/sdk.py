@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -72,6 +73,8 @@ class Service:
 
     def serve(self) -> None:
         """Answer until the process is ended."""
+        # The first process of a container gets no signal it has no handler for.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         with _listener() as listener, selectors.DefaultSelector() as selector:
             buffers: dict[socket.socket, bytes] = {}
             selector.register(listener, selectors.EVENT_READ)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,11 @@ NODE_START_DEADLINE = 120.0
 
 
 class Node(Service):
-    """``root`` is the state folder. ``packages`` are added to, and override, those configured."""
+    """``root`` is the state folder. ``packages`` are added to, and override, those configured.
+
+    ``containers`` runs services with an image; a function is given the node's supervisor, as
+    :class:`leasehold.node.containers.OciContainers` needs it.
+    """
 
     start_deadline = NODE_START_DEADLINE
 
@@ -67,7 +71,7 @@ class Node(Service):
         system_services: SystemServices | None = None,
         log: Log | None = None,
         market: Market | None = None,
-        containers: Containers | None = None,
+        containers: Containers | Callable[[Supervisor], Containers] | None = None,
         images: PackageImages | None = None,
         neighbours: Neighbours | None = None,
         packages: Sequence[PackageDistro] = (),
@@ -104,10 +108,13 @@ class Node(Service):
             memory_mb=self.settings.spell_memory_mb,
             clock=self.clock,
         )
+        containers = self.containers
+        if callable(containers):
+            containers = containers(self.supervisor)
         self.services = Services(
             self.root,
             self.supervisor,
-            containers=self.containers,
+            containers=containers,
             builtins=bundled.builtin_functions(self),
             clock=self.clock,
             settings=self.settings,

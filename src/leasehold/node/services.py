@@ -144,7 +144,8 @@ class Services(Service):
                     image=spec["image"],
                     args=tuple(spec["run"]),
                     env=self._env(instance, "/data")
-                    | {"LEASEHOLD_SOCKET": "/run/leasehold/socket"},
+                    | {"LEASEHOLD_SOCKET": "/run/leasehold/socket"}
+                    | dict(spec["env"]),
                     socket_dir=directory,
                     data_dir=data,
                     log_path=directory / "log",
@@ -314,6 +315,8 @@ class Services(Service):
         if instance.kind == "container":
             if self.containers is None:
                 return "unknown"
+            if supervised := self.supervisor.states.get(instance.id):
+                return supervised.state
             return self._container_states.get(instance.id, "absent")
         return "running" if instance.id in self._servers else "absent"
 
