@@ -17,9 +17,13 @@ Open                 for
 ``supervisor``       the node's side of the keeper; ``containers`` services as containers
 ``rpc``, ``sdk``     JSON-RPC 2.0 on a Unix socket, both ends
 ``spells/``          triggers, the bus, the worker pool, the store of one spell
+``builtins``         what scripts can call besides services
+``trust``            certificate chains, and the gate that asks what a peer weighs
+``log_market``       the market as the provider's own log knows it
+``testing``          a real node in a test
 ``service``          the whole as one :class:`~leasehold.core.service.Service`
 ``ports``            what a node needs from others: containers, images, market, neighbours
 
-Entities: ``package:<node>/<name>`` with ``package.*`` events, ``spell:<node>/<alias>`` with
-findings published by spells, ``deployment-check:<lease>`` written by the decider.
+Entities: ``package:<node>/<name>`` with ``package.deployed``, and ``spell:<scope>/<alias>`` with
+``spell.published``: what spells found, such as the checks of each lease by the decider's workers.
 """

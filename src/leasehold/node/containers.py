@@ -12,6 +12,7 @@ nothing else. A deployment system may offer its own.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from leasehold.node.ports import ContainerSpec, PackageImages
 from leasehold.node.supervisor import Supervisor
 
 RUNTIMES = ("runc", "crun")
+DELETE_TIMEOUT = 10.0
+"""Seconds the runtime may take to delete a container whose own runtime was killed."""
 
 START = """
 set -e
@@ -147,19 +150,28 @@ class OciContainers:
         self._ours.discard(id)
         if self.runtime is not None and (self.root / "state" / id).exists():
             # Its runtime was killed before it could tidy up.
-            await self.supervisor.launch(f"{id}-delete", self._delete(id))
-            await self.supervisor.halt(f"{id}-delete")
+            await self._delete(id)
         shutil.rmtree(self.root / id, ignore_errors=True)
 
-    def _delete(self, id: str) -> dict[str, Any]:
-        return {
-            "argv": [str(self.runtime), "--root", str(self.root / "state"), "delete", "-f", id],
-            "env": {"PATH": os.environ.get("PATH", os.defpath)},
-            "cwd": "/",
-            "dir": str(self.root / id),
-            "socket": "",
-            "restart": {"policy": "never"},
-        }
+    async def _delete(self, id: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            str(self.runtime),
+            "--root",
+            str(self.root / "state"),
+            "delete",
+            "-f",
+            id,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(DELETE_TIMEOUT):
+            if await process.wait() and (self.root / "state" / id).exists():
+                raise LeaseholdError(
+                    "container_not_deleted",
+                    f"{self.runtime} could not delete container {id}",
+                    kind=Kind.UNAVAILABLE,
+                    got=id,
+                )
 
     async def restart(self, id: str) -> None:
         await self.supervisor.restart(id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -123,6 +124,8 @@ async def test_a_container_service(tmp_path: Path, boxes: Path) -> None:
 
         await until(back)
         assert node.list_instances(spells=False)[0]["kind"] == "container"
+        # The runtime is killed and the container lives on; it goes with the service all the same.
+        os.kill(node.supervisor.states[node.find("boxed", spell=False).id].pid, signal.SIGKILL)
         node.extra = {}
         await node.reload()
         assert not node.journal.instances

@@ -22,15 +22,6 @@ class PackageDeployed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     seconds: float = 0.0
 
 
-@payload("package.removed")
-class PackageRemoved(msgspec.Struct, frozen=True, kw_only=True):
-    """A package that is no longer wanted was removed, stopped or kept."""
-
-    package: str
-    version: str
-    policy: str
-
-
 @payload("spell.published")
 class SpellPublished(msgspec.Struct, frozen=True, kw_only=True):
     """What a spell found and published under ``topic``."""
