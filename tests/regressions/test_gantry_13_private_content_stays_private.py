@@ -60,3 +60,23 @@ def test_only_ones_own_credentials_open_a_private_image(
             assert caught.value.code == "image_access_denied"
 
     virtual.run(main)
+
+
+def test_a_public_image_outlives_its_registry_as_long_as_its_tag(
+    virtual: VirtualClock, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        origin = MemoryOrigin(clock=virtual)
+        built = build.image([build.layer({"x": b"public"})])
+        origin.add(built, "1")
+        settings = ImagesSettings(access_bound_seconds=3600, known_tag_seconds=86_400)
+        async with running(Images(tmp_path, virtual, settings, origin=origin)) as node:
+            await node.ensure("r.example/a:1")
+            origin.failure = OriginError(FailureClass.TRANSIENT, "down")
+            await virtual.sleep(80_000)
+            assert (await node.ensure("r.example/a:1")).layers
+            await virtual.sleep(7_000)
+            with pytest.raises(LeaseholdError):
+                await node.ensure("r.example/a:1")
+
+    virtual.run(main)

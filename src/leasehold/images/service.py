@@ -314,7 +314,10 @@ class Images(Service):
             )
         except OriginError as error:
             if error.failure is FailureClass.TRANSIENT:
-                if age <= self.settings.access_bound_seconds:
+                bound = self.settings.access_bound_seconds
+                if credentials is None:  # public then: nobody's right can have been revoked
+                    bound = max(bound, self.settings.known_tag_seconds)
+                if age <= bound:
                     return
                 raise
             self.access.refuse(reference, digest, credentials)
