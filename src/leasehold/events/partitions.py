@@ -8,7 +8,7 @@ Entities bound to a host are *placed*: they belong to the instance on that host,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError
@@ -48,7 +48,7 @@ class Partitions(Service):
         self.log = log
         self.ttl = ttl or log.settings.lease_ttl_s
         self.placed = placed
-        self.gained: Callable[[], None] = lambda: None
+        self.gained: Callable[[], Awaitable[None]] | None = None
         self.held: dict[int, int] = {}
         self._until = 0.0
 
@@ -67,7 +67,8 @@ class Partitions(Service):
         self.held, self._until = held, asked + self.ttl
         if new:
             log.info("partitions.gained", count=len(new), held=len(held))
-            self.gained()
+            if self.gained is not None:
+                await self.gained()
 
     async def _renew(self) -> None:
         while True:

@@ -278,6 +278,26 @@ class Engine(Service):
             except LeaseholdError as error:
                 log.warning("observe.resync_failed", error=str(error))
 
+    async def rescan(self) -> None:
+        """Look at every entity again: some may be ours that were another instance's before."""
+        for registration in self.registrations.values():
+            saved = await self.log.checkpoints(registration.name)
+            for entity, head in await self.log.entities(registration.entity_kind):
+                # What we kept of it while it was not ours is old.
+                known = saved.get(entity)
+                sleeper = registration.asleep.get(entity.id)
+                if sleeper is not None and known is not None and known.tail != sleeper.tail:
+                    state = known.state or b""
+                    if state[:1] == DONE_MARK:
+                        del registration.asleep[entity.id]
+                        registration.done[entity.id] = known.tail
+                    else:
+                        registration.asleep[entity.id] = Sleeper(known.tail, state[1:])
+                if registration.every or entity.id in registration.asleep:
+                    self._news(registration, entity, head.id)
+        self._fired.clear()
+        self._timers_changed.set()
+
     def _news(self, registration: Registration, entity: Entity, head: str) -> bool:
         """``entity`` is at ``head``; whether that woke anything that slept."""
         if self.owns is not None and not self.owns(entity):

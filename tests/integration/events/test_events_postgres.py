@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.service import running
 from leasehold.events.conformance import CASES, A, B, Case, new, soon, until_signal
-from leasehold.events.event import Entity, Event, Subscribed
+from leasehold.events.event import Entity, Event, NewEvent, Subscribed
 from leasehold.events.log import ANY, StaleOwner
 from leasehold.events.partitions import FencedLog, Partitions
 from leasehold.events.postgres import PARTITIONS, PostgresLog
@@ -105,3 +110,52 @@ async def test_entities_of_a_host_are_placed(database: str) -> None:
             assert not mine.owns(Entity("repo", "there"))
             assert mine.owns(A)
             assert mine.epoch(Entity("repo", "here")) is None
+
+
+async def test_when_an_owner_is_killed_others_take_over_within_one_ttl(database: str) -> None:
+    """Three instances; questions go on while one of them is killed with SIGKILL."""
+    ttl = 2.0
+    owner = Path(__file__).with_name("owner.py")
+    processes = [
+        subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, owner, database, name, str(ttl)], stdout=subprocess.PIPE
+        )
+        for name in ("one", "two", "three")
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        async with running(PostgresLog(database)) as log:
+
+            async def ask(n: int) -> bytes:
+                """Ask on an entity of its own; who answered."""
+                entity = Entity("question", f"q{n}")
+                await log.append(entity, ANY, [NewEvent(f"a{n}", "asked", b"")])
+                async for event in log.read(entity, watch=True):
+                    if isinstance(event, Event) and event.type == "answered":
+                        return event.data
+                raise AssertionError
+
+            async def shared() -> set[bytes]:
+                return set(await asyncio.gather(*(ask(next(numbers)) for _ in range(60))))
+
+            numbers = itertools.count()
+            async with asyncio.timeout(30):
+                while len(await shared()) < 3:
+                    pass
+            processes[0].kill()
+            killed = time.monotonic()
+            async with asyncio.timeout(30):
+                answers = await shared()
+            assert time.monotonic() - killed < ttl + ttl / 3 + 2.0
+            assert answers <= {b"one", b"two", b"three"}
+            async with asyncio.timeout(30):
+                assert await shared() == {b"two", b"three"}
+            for n in range(next(numbers)):
+                events = [e async for e in log.read(Entity("question", f"q{n}"))]
+                assert len(events) == 2, "answered exactly once"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
