@@ -131,12 +131,18 @@ class MemoryListener:
         return self.address
 
     def accept(self, link: _Link, hello: Hello) -> None:
-        assert self._on_stream is not None
         self.links.add(link)
-        task = asyncio.ensure_future(self._on_stream(_WorkerEnd(link, hello)))
+        task = asyncio.ensure_future(self._serve(link, hello))
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
         task.add_done_callback(lambda _: self.links.discard(link))
+
+    async def _serve(self, link: _Link, hello: Hello) -> None:
+        assert self._on_stream is not None
+        try:
+            await self._on_stream(_WorkerEnd(link, hello))
+        finally:
+            await link.close()
 
     async def stop(self) -> None:
         self._network.listeners.pop(self.address, None)

@@ -54,6 +54,9 @@ from leasehold.dispatch.wire import (
 OUTGOING = 128
 """Responses of one stream that wait to be written before handlers wait with them."""
 
+MAX_UNSENT = 10_000
+"""Messages a manager may leave unread (pongs, refusals) before its stream is ended."""
+
 log = get_logger(__name__)
 
 
@@ -281,6 +284,9 @@ class _Stream:
             except LinkClosed:
                 return
             if request is None:
+                return
+            if len(self._control) + len(self._responses) > MAX_UNSENT:
+                log.warning("manager.does_not_read", peer=link.hello.peer)
                 return
             if request.type == PING:
                 self._control.append(Response(request.id, PONG, final=True))

@@ -14,7 +14,9 @@ from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.registry import WorkerState, dial_target
 from leasehold.dispatch.task import Retry
 from leasehold.dispatch.testing import cluster
-from leasehold.dispatch.worker import Job, Reply
+from leasehold.dispatch.transport import LinkClosed
+from leasehold.dispatch.wire import PING, Request
+from leasehold.dispatch.worker import MAX_UNSENT, Job, Reply
 
 order: list[str] = []
 
@@ -155,6 +157,21 @@ def test_a_stopped_manager_tells_its_callers(virtual: VirtualClock) -> None:
                 await waiting
             assert stopped.value.code == "manager_stopped"
             assert len(await c.manager.call(c.call("Sleep", b"1:"))) == 2
+
+    virtual.run(main)
+
+
+@pytest.mark.parametrize("type_", [PING, "Sleep"])
+def test_a_manager_that_never_reads_loses_its_stream(virtual: VirtualClock, type_: str) -> None:
+    async def main() -> None:
+        async with cluster({"Sleep": sleep}, clock=virtual, concurrency=1, backlog=5) as c:
+            link = await c.net.dialer().dial("w1")
+            sent = 0
+            with pytest.raises(LinkClosed):
+                for sent in range(MAX_UNSENT + 1000):
+                    await link.send(Request(str(sent), type_, b"1000:"))
+            assert sent > 1000
+            assert len(await c.manager.call(c.call("Sleep", b"1:"))) == 2  # nobody else noticed
 
     virtual.run(main)
 
