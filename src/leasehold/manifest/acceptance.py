@@ -181,10 +181,19 @@ class Acceptance:
             return sealed[at]
 
         withheld: dict[LeaseId, list[str]] = {}
-        for lease, at in given.items():
+        lacking: list[LeaseId] = []
+        for lease, at in list(given.items()):
             hosts = manifest[at].ingress_hosts()
-            if hosts or (await self.leases.state(str(lease))).hosts:
+            state = await self.leases.state(str(lease))
+            if state.too_late:
+                if len(given) == 1:
+                    raise too_late(lease)
+                del given[lease]
+                continue
+            if hosts or state.hosts:
                 withheld[lease] = await self.hostnames.reserve(hosts, lease.group)
+            if not state.needs_no(hash):
+                lacking.append(lease)
 
         def accept(state: DeploymentState) -> Decision:
             # A repeat is audited, but its manifest is already there.
@@ -203,20 +212,29 @@ class Acceptance:
 
         # Both are durable before the tenant is answered. They share a commit; if only the first
         # lands, reconciling hands the manifest to the leases.
-        _, *handed = await asyncio.gather(
-            self.deployments.run(str(id), accept, optimistic=True),
-            *(
-                self._hand_over(lease, hash, partial(seal, at), data, withheld.get(lease, []))
-                for lease, at in given.items()
-            ),
-        )
+        audited = self.deployments.run(str(id), accept, optimistic=True)
+        if lacking:
+            _, *handed = await asyncio.gather(
+                audited,
+                *(
+                    self._hand_over(
+                        lease, hash, partial(seal, given[lease]), data, withheld.get(lease, [])
+                    )
+                    for lease in lacking
+                ),
+            )
+            for lease, done in zip(lacking, handed, strict=True):
+                if not done and (await self.leases.state(str(lease))).too_late:
+                    raise too_late(lease)
+        else:
+            await audited
         ACCEPTED.inc()
         log.info("manifest.accepted", deployment=str(id), hash=hash, leases=len(given))
         return Accepted(
             hash=hash,
             leases=list(given),
             withheld=[host for hosts in withheld.values() for host in hosts],
-            repeated=[lease for lease, new in zip(given, handed, strict=True) if not new],
+            repeated=[lease for lease in given if lease not in lacking],
         )
 
     async def _hand_over(
@@ -230,7 +248,7 @@ class Acceptance:
         """``manifest.received`` once per (lease, hash); again only when that one failed."""
 
         def decide(state: LeaseState) -> Decision | None:
-            if state.closed or (state.received == hash and state.failed is None):
+            if state.needs_no(hash):
                 return None
             return Decision(
                 [
@@ -282,7 +300,8 @@ class Acceptance:
         if kept is None or deployment.closed:
             return None
         lease = await self.leases.state(str(id))
-        return None if lease.closed or lease.received == kept.hash else kept
+        no = lease.closed or lease.too_late or lease.received == kept.hash
+        return None if no else kept
 
     async def serve(self, manager: Manager, id: LeaseId) -> bool:
         """Hand the newest kept manifest to a lease that lacks it; False when there is none.
@@ -312,3 +331,13 @@ class Acceptance:
         """Whether the lease is live and ``hash`` is what its deployment wants to run."""
         live = any(lease.id == id for lease in data.leases)
         return live and await self._expected(manager, data) == hash
+
+
+def too_late(lease: LeaseId) -> LeaseholdError:
+    """The watchdog came first."""
+    return LeaseholdError(
+        "manifest_overdue",
+        f"the time to send a manifest for lease {lease} ran out; its bid is being closed",
+        kind=Kind.CONFLICT,
+        got=lease,
+    )

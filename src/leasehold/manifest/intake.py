@@ -20,10 +20,11 @@ from leasehold.core import metrics
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.retry import Backoff
-from leasehold.events.event import Event
+from leasehold.events.event import Event, NewEvent
+from leasehold.events.log import VersionConflict
 from leasehold.manifest.ports import MANIFEST_TIMEOUT, MarketWriter
 from leasehold.manifest.settings import ManifestSettings
-from leasehold.model.events.manifest import WatchdogClosedBid
+from leasehold.model.events.manifest import ManifestOverdue, WatchdogClosedBid
 from leasehold.model.market import LeaseId
 from leasehold.observe.activity import Context, Outcome, Reconciler
 
@@ -52,6 +53,7 @@ class _Saved(msgspec.Struct):
     won_at: float = 0.0
     received: bool = False
     closed: bool = False
+    overdue: bool = False
     reclaim: float = 0.0
     armed: bool = False
     disarmed: bool = False
@@ -77,6 +79,8 @@ class LeaseIntake(Reconciler):
                 state.won_at = state.won_at or event.at
             case "manifest.received":
                 state.received = True
+            case "manifest.overdue":
+                state.overdue = True
             case "lease.reclaiming":
                 state.reclaim = event.payload.deadline
             case "lease.closed" | "manifest.bid_closed":
@@ -121,9 +125,11 @@ class LeaseIntake(Reconciler):
 
     async def fired(self, timer: str) -> Outcome:
         """The tenant's time is up. The log may know more than we had folded: look first."""
+        tail: str | None = None
         async for event in self.context.log.read(self.entity):
             if isinstance(event, Event):
                 self.fold(event)
+                tail = event.id
         deadline, now = self.deadline, self.context.clock.now()
         if deadline is None:
             return await self.settle()
@@ -131,6 +137,15 @@ class LeaseIntake(Reconciler):
         if due > now:
             await self.context.arm(TIMER, due)
             return Outcome.SLEEP
+        if not self.state.overdue:
+            # Compare-and-set: a manifest that is being accepted right now either comes first, or
+            # is refused. It is never accepted for a lease whose bid is being closed.
+            overdue = NewEvent.of(ManifestOverdue(id=self.id), clock=self.context.clock)
+            try:
+                await self.context.log.append(self.entity, tail, [overdue])
+            except VersionConflict:
+                return await self.fired(timer)
+            self.state.overdue = True
         self.state.attempts += 1
         try:
             async with self.context.outside():

@@ -57,12 +57,24 @@ class LeaseState:
     """Why, while it is unhealthy."""
     uris: list[str] = field(default_factory=list)
     bid_closed: bool = False
+    overdue: bool = False
+    """No manifest came in time: its bid is being closed and none is accepted any more."""
+
+    def needs_no(self, hash: str) -> bool:
+        """Whether the manifest ``hash`` would be no news to this lease."""
+        return self.closed or self.too_late or (self.received == hash and self.failed is None)
+
+    @property
+    def too_late(self) -> bool:
+        """Whether its time for a manifest ran out before one was accepted."""
+        return self.overdue and not self.received
 
     @property
     def phase(self) -> str:
-        """received, applied, healthy or failed: how far the newest manifest has come."""
+        """How far the newest manifest has come: waiting, overdue, received, applied, healthy,
+        unhealthy or failed."""
         if not self.received:
-            return "waiting"
+            return "overdue" if self.overdue else "waiting"
         if self.failed is not None and self.failed.hash in ("", self.received):
             return "failed"
         if self.healthy == self.received and not self.unhealthy:
@@ -116,6 +128,8 @@ def fold_lease(state: LeaseState, event: Event) -> LeaseState:
                 for expose in service.get("expose") or ()
             )
             state.failed = None
+        case "manifest.overdue":
+            state.overdue = True
         case "manifest.bid_closed":
             state.bid_closed = True
         case "deploy.running":

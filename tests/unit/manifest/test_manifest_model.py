@@ -61,6 +61,8 @@ class Model:
     deployments: dict[int, Deployment] = field(default_factory=dict)
     live: dict[LeaseId, float] = field(default_factory=dict)
     """Since when (market's time)."""
+    won: dict[LeaseId, float] = field(default_factory=dict)
+    """The same, also of leases that are over."""
     told: dict[LeaseId, str] = field(default_factory=dict)
     """The hash a tenant was told was accepted for a lease."""
 
@@ -151,7 +153,7 @@ class Intake(RuleBasedStateMachine):
                 return
             found.oseq += 1
             lease = await self.w.win(dseq=dseq, gseq=gseq, oseq=found.oseq)
-            self.model.live[lease] = self.clock.now()
+            self.model.live[lease] = self.model.won[lease] = self.clock.now()
 
         self.run(step)
 
@@ -205,7 +207,10 @@ class Intake(RuleBasedStateMachine):
             trouble = outcome.kind is Kind.UNAVAILABLE and self.w.market.failures > 0
             no_lease = outcome.code == "no_lease" and not self.model.leases(dseq)
             old = outcome.code == "manifest_version" and back > 0
-            assert trouble or no_lease or old, outcome
+            late = outcome.code == "manifest_overdue" and any(
+                self.clock.now() >= since + TIMEOUT for since in self.model.won.values()
+            )
+            assert trouble or no_lease or old or late, outcome
         else:
             assert outcome.hash == found.hash(version)
             fresh = began - CACHE - 2 * SLOW - 0.1

@@ -165,3 +165,49 @@ def test_a_lease_closed_before_the_time_is_left_alone(virtual: VirtualClock) -> 
             assert await w.log.next_timer() is None
 
     virtual.run(main)
+
+
+def test_a_manifest_that_comes_while_the_bid_is_being_closed_is_refused(
+    virtual: VirtualClock,
+) -> None:
+    """Found by the model test: it was accepted, and the lease closed under it."""
+
+    async def main() -> None:
+        w = world(virtual)
+        w.market.close_failures = [20.0]
+        async with w.up() as service:
+            body = await w.deploy(simple())
+            lease = await w.win()
+            await virtual.sleep(310)  # the close is on its way
+            with pytest.raises(LeaseholdError) as caught:
+                await service.submit(OWNER, 1, body)
+            assert (caught.value.code, caught.value.kind.http) == ("manifest_overdue", 409)
+            await virtual.sleep(20)
+            assert w.market.closes == [(lease, 10003)] and await w.received(lease) == []
+
+    virtual.run(main)
+
+
+def test_a_manifest_that_is_being_accepted_when_the_time_is_up_wins_or_is_refused(
+    virtual: VirtualClock,
+) -> None:
+    async def main() -> None:
+        import asyncio
+
+        outcomes = set()
+        for start in (298.5, 299.0, 299.5, 299.9999, 300.0, 300.0001):
+            w = world(virtual)
+            async with w.up() as service:
+                body = await w.deploy(simple())
+                lease = await w.win()
+                await virtual.sleep(start)
+                w.market.delay = 0.5
+                sending = asyncio.ensure_future(service.submit(OWNER, 1, body))
+                await virtual.sleep(60)
+                refused = sending.exception() is not None
+                outcomes.add(refused)
+                assert len(w.market.closes) == int(refused)
+                assert len(await w.received(lease)) == int(not refused)
+        assert outcomes == {True, False}
+
+    virtual.run(main)

@@ -21,6 +21,14 @@ class ManifestAccepted(msgspec.Struct, frozen=True, kw_only=True):
     leases: list[LeaseId]
 
 
+@payload("manifest.overdue")
+class ManifestOverdue(msgspec.Struct, frozen=True, kw_only=True):
+    """On the lease: no manifest came in time. From here on none is accepted and the bid is being
+    closed; whoever comes first on the lease, this or a manifest, has decided."""
+
+    id: LeaseId
+
+
 @payload("manifest.bid_closed")
 class WatchdogClosedBid(msgspec.Struct, frozen=True, kw_only=True):
     """On the lease: no manifest came in time and its bid was closed. ``already`` by others."""
