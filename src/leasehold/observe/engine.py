@@ -24,7 +24,7 @@ import msgspec
 
 from leasehold.core import metrics
 from leasehold.core.clock import Clock
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.retry import Backoff
 from leasehold.core.service import Service
@@ -673,7 +673,9 @@ class Engine(Service):
         elif key in registration.done:
             row |= {"state": "finished", "tail": registration.done[key]}
         else:
-            raise LeaseholdError("activity_not_found", f"no activity {name} on {key!r}")
+            raise LeaseholdError(
+                "activity_not_found", f"no activity {name} on {key!r}", kind=Kind.NOT_FOUND
+            )
         return row
 
     def kick(self, name: str, key: str) -> None:
@@ -723,5 +725,9 @@ class Engine(Service):
         except KeyError:
             known = ", ".join(sorted(self.registrations))
             raise LeaseholdError(
-                "activity_not_found", f"no activity {name!r}", expected=known, got=name
+                "activity_not_found",
+                f"no activity {name!r}",
+                kind=Kind.NOT_FOUND,
+                expected=known,
+                got=name,
             ) from None

@@ -61,7 +61,7 @@ async def until(volumes: Volumes, repo: str, test: Callable[[RepoState], object]
 async def eventually(test: Callable[[], object]) -> None:
     """For what happens to files, of which nobody tells us."""
     async with asyncio.timeout(20):
-        while not test():  # noqa: ASYNC110
+        while not test():
             await asyncio.sleep(0.02)
 
 
