@@ -14,6 +14,9 @@ class CoordSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     zone_scope: Annotated[
         bool, Meta(description="elect among the nodes of this node's zone only")
     ] = False
+    members_only: Annotated[
+        bool, Meta(description="talk only to peers that the membership knows")
+    ] = False
     candidates: Annotated[
         int, Meta(description="nodes asked about a digest (K), best rank first", ge=1, le=64)
     ] = 3
