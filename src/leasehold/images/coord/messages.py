@@ -221,7 +221,8 @@ def _read_timestamp(raw: bytes) -> float:
                 seconds = protobuf.int64(value)
             elif number == 2:
                 nanos = protobuf.int32(value)
-    return seconds + nanos / 1e9
+    # One exact division: the nearest float to what was written, as its sender had it.
+    return (seconds * 10**9 + nanos) / 10**9
 
 
 def _failure(value: int) -> FailureClass | None:
