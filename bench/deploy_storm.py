@@ -20,7 +20,7 @@ from typing import Any
 from bench import _deploy_node as nodes
 from bench.harness import median, result
 from leasehold.core import logs
-from leasehold.deploy.keeper import rootfs, server
+from leasehold.deploy.keeper import host, rootfs
 
 LEASES = 100
 AT_ONCE = 8
@@ -46,7 +46,7 @@ def run(quick: bool) -> dict[str, Any]:
 def measure(quick: bool) -> dict[str, Any]:
     logs.configure("error")
     # Ours assembles roots in the keeper's mount namespace; the raw peer does it in this one.
-    server.arrange_cgroups()
+    host.arrange_cgroups()
     return asyncio.run(_measure(20 if quick else LEASES, 1 if quick else 3))
 
 

@@ -10,8 +10,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-from conftest_deploy import LEASE, Machine, eventually, group, http_get, service
+from conftest_deploy import LEASE, Machine, Provider, eventually, group, http_get, service
 from test_deploy_lifecycle import load
 
 from leasehold.core.clock import SystemClock
@@ -103,15 +104,24 @@ async def test_sigkill_of_the_provider_at_any_moment_loses_no_request(machine: M
     assert len(started) == len(set(started)), "no replica was started twice"
 
 
+async def _proxy(provider: Provider) -> dict[str, Any]:
+    found: dict[str, Any] = (await provider.deploy.keeper.list())["ingress"]
+    return found
+
+
 async def test_a_killed_proxy_is_back_with_its_routes(machine: Machine) -> None:
     async with machine.provider() as provider:
         await provider.up(group(service()))
         port = provider.deploy.ingress.port
-        kept = (await provider.deploy.keeper.list())["ingress"]
+        kept = await _proxy(provider)
         os.kill(kept["pid"], signal.SIGKILL)
+
+        async def another() -> bool:
+            return (await _proxy(provider))["pid"] != kept["pid"]
+
+        await eventually(another)
         await _says(port, "hello")
-        again = (await provider.deploy.keeper.list())["ingress"]
-        assert again["pid"] != kept["pid"]
+        again = await _proxy(provider)
     # The same with no provider there to see it.
     os.kill(again["pid"], signal.SIGKILL)
     await _says(port, "hello")

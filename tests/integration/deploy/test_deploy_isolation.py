@@ -24,7 +24,7 @@ async def test_it_sees_nothing_of_the_host(machine: Machine) -> None:
         mounts = await provider.run("cat /proc/self/mounts")
         assert str(machine.folder) not in mounts
         assert await provider.run("ls /sys/class /sys/kernel 2>&1 | grep -c 'No such'") == "2\n"
-        assert (await provider.run("ls /root /home /work 2>&1")).count("No such file") == 3
+        assert (await provider.run("ls /root /home /srv 2>&1")).count("No such file") == 3
         assert "lo" in (links := await provider.run("ip -o link"))
         assert links.count("\n") == 2, "its own loopback and its own device"
         assert await provider.run("cat /sys/fs/cgroup/memory/memory.limit_in_bytes") == "67108864\n"

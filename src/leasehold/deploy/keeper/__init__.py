@@ -12,6 +12,7 @@ else and is gone with it, and the cgroup hierarchy is arranged there as crun nee
 ``journal``    what was started and how it ended, durable before it is answered
 ``logs``       output of a process into rotated files, a time on each line, at a bounded rate
 ``processes``  children, adopted strangers, exit codes
+``host``       what is arranged on the host before serving
 ``server``     the socket and the loop
 ``client``     the provider's side (uses the rest of Leasehold)
 """

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
 import os
 import select
 import signal
+import subprocess
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from leasehold.deploy.keeper import linux
 
@@ -137,6 +141,75 @@ def wait_for_commands(marks: list[str], seconds: float) -> None:
             os.close(pidfd)
     for pidfd in waiting:
         os.close(pidfd)
+
+
+def start(
+    argv: list[str],
+    stdio: tuple[int, int, int],
+    *,
+    env: dict[str, str] | None = None,
+    cwd: str | None = None,
+    netns: int | None = None,
+    passed: dict[int, int] | None = None,
+) -> int:
+    """Start a process; ``passed`` maps descriptor numbers in the child to ours."""
+    passed = passed or {}
+
+    def prepare() -> None:
+        if netns is not None:
+            linux.setns(netns, linux.CLONE_NEWNET)
+        # First out of the way, so that no target overwrites a source.
+        moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for number, fd in passed.items()}
+        for number, fd in moved.items():
+            os.dup2(fd, number)
+            os.close(fd)
+
+    process = subprocess.Popen(
+        argv,
+        stdin=stdio[0],
+        stdout=stdio[1],
+        stderr=stdio[2],
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+        # The process's own numbers may not be open here: close_fds would close what we moved.
+        close_fds=False,
+        preexec_fn=prepare if netns is not None or passed else None,
+    )
+    process.returncode = 0  # The reaper collects it, subprocess must not.
+    return process.pid
+
+
+def started_at(pid: int) -> int:
+    try:
+        return linux.start_time(pid)
+    except OSError:
+        return 0
+
+
+def pid_of(pid_file: str | None) -> dict[str, Any]:
+    """What a start that the last keeper did not live to see has come to."""
+    try:
+        pid = int(read(pid_file or ""))
+        return {"pid": pid, "start": linux.start_time(pid)}
+    except (OSError, ValueError):
+        return {"pid": 0, "start": -1}
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def reason(runtime_log: str | None, exit: Exit) -> str:
+    """The runtime's own words, without its framing."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = read(runtime_log or "").strip()
+    last = text.splitlines()[-1] if text else f"the runtime ended with {exit.code or exit.signal}"
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        last = json.loads(last)["msg"]
+    return last.removeprefix("error ")[:500]
 
 
 def _is_zombie(pid: int) -> bool:

@@ -21,12 +21,9 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import hashlib
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -34,9 +31,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from leasehold.deploy.keeper import linux, rootfs, wire
+from leasehold.deploy.keeper.host import arrange_cgroups, bind_short, make_roots
 from leasehold.deploy.keeper.journal import Journal
 from leasehold.deploy.keeper.logs import Output
-from leasehold.deploy.keeper.processes import Exit, Reaper, wait_for_commands
+from leasehold.deploy.keeper.processes import (
+    Exit,
+    Reaper,
+    pid_of,
+    read,
+    reason,
+    start,
+    started_at,
+    wait_for_commands,
+)
 
 VERSION = 1
 """Of the protocol. A provider that speaks another says so instead of guessing."""
@@ -49,8 +56,6 @@ RESPAWN_FIRST, RESPAWN_CAP, RESPAWN_RESET = 0.1, 5.0, 10.0
 
 START_LIMIT = 10.0
 """Seconds a new keeper waits for starts that its predecessor did not live to see end."""
-
-UNIFIED = "/sys/fs/cgroup/unified"
 
 
 Message = dict[str, Any]
@@ -111,7 +116,7 @@ class Keeper:
         for id, record in list(self.journal.entries.items()):
             kept = self.kept[id] = Kept(id, dict(record))
             if record["state"] == "starting":
-                record = kept.record = {**record, **_pid_of(record.get("pid_file"))}
+                record = kept.record = {**record, **pid_of(record.get("pid_file"))}
             if record["state"] == "exited":
                 kept.ended.set()
                 continue
@@ -140,7 +145,7 @@ class Keeper:
             os.unlink(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.setblocking(False)
-            _bind_short(listener, self.folder)
+            bind_short(listener, self.folder)
             os.chmod(path, 0o600)
             listener.listen(64)
             self._loop.add_reader(listener, self._accept, listener)
@@ -288,8 +293,8 @@ class Keeper:
                 for fd in stdio:
                     os.close(fd)
             if exit.code != 0:
-                raise Refused("runtime_failed", _reason(message.get("runtime_log"), exit))
-            pid = int(_read(message["pid_file"]))
+                raise Refused("runtime_failed", reason(message.get("runtime_log"), exit))
+            pid = int(read(message["pid_file"]))
             try:
                 start = linux.start_time(pid)
             except OSError:
@@ -323,7 +328,7 @@ class Keeper:
             if not done.done():
                 done.set_result(exit)
 
-        pid = _start(argv, stdio)
+        pid = start(argv, stdio)
         self.reaper.watch_child(pid, ended, since=time.time())
         try:
             async with asyncio.timeout(RUN_LIMIT):
@@ -373,7 +378,7 @@ class Keeper:
             mine = self._stdio(kept)
             stdio = [given.get(n, mine[n]) for n in range(3)]
         try:
-            pid = _start(
+            pid = start(
                 record["argv"],
                 (stdio[0], stdio[1], stdio[2]),
                 env=record["env"],
@@ -385,7 +390,7 @@ class Keeper:
             for fd in mine:
                 os.close(fd)
         now = time.time()
-        record.update(state="running", pid=pid, start=_start_time(pid), started_at=now)
+        record.update(state="running", pid=pid, start=started_at(pid), started_at=now)
         if not record["transient"]:
             self.journal.record(kept.id, record)
         kept.pidfd = os.pidfd_open(pid)
@@ -402,8 +407,8 @@ class Keeper:
         finally:
             os.close(null)
         if exit.code != 0:
-            raise Refused("runtime_failed", _reason(message.get("runtime_log"), exit))
-        pid = int(_read(message["pid_file"]))
+            raise Refused("runtime_failed", reason(message.get("runtime_log"), exit))
+        pid = int(read(message["pid_file"]))
         os.unlink(message["pid_file"])
         record = {"kind": "exec", "state": "running", "transient": True, "pid": pid}
         kept = self.kept[id] = Kept(id, record)
@@ -527,118 +532,6 @@ class Keeper:
 def _public(kept: Kept) -> dict[str, Any]:
     keys = ("kind", "state", "pid", "start", "started_at", "exit", "labels", "netns", "argv")
     return {"id": kept.id} | {k: kept.record[k] for k in keys if kept.record.get(k) is not None}
-
-
-def _start(
-    argv: list[str],
-    stdio: tuple[int, int, int],
-    *,
-    env: dict[str, str] | None = None,
-    cwd: str | None = None,
-    netns: int | None = None,
-    passed: dict[int, int] | None = None,
-) -> int:
-    """Start a process; ``passed`` maps descriptor numbers in the child to ours."""
-    passed = passed or {}
-
-    def prepare() -> None:
-        if netns is not None:
-            linux.setns(netns, linux.CLONE_NEWNET)
-        # First out of the way, so that no target overwrites a source.
-        moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for number, fd in passed.items()}
-        for number, fd in moved.items():
-            os.dup2(fd, number)
-            os.close(fd)
-
-    process = subprocess.Popen(
-        argv,
-        stdin=stdio[0],
-        stdout=stdio[1],
-        stderr=stdio[2],
-        env=env,
-        cwd=cwd,
-        start_new_session=True,
-        # The process's own numbers may not be open here: close_fds would close what we moved.
-        close_fds=False,
-        preexec_fn=prepare if netns is not None or passed else None,
-    )
-    process.returncode = 0  # The reaper collects it, subprocess must not.
-    return process.pid
-
-
-def _start_time(pid: int) -> int:
-    try:
-        return linux.start_time(pid)
-    except OSError:
-        return 0
-
-
-def _pid_of(pid_file: str | None) -> dict[str, Any]:
-    """What a start that the last keeper did not live to see has come to."""
-    try:
-        pid = int(_read(pid_file or ""))
-        return {"pid": pid, "start": linux.start_time(pid)}
-    except (OSError, ValueError):
-        return {"pid": 0, "start": -1}
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
-
-
-def _reason(runtime_log: str | None, exit: Exit) -> str:
-    """The runtime's own words, without its framing."""
-    text = ""
-    with contextlib.suppress(OSError):
-        text = _read(runtime_log or "").strip()
-    last = text.splitlines()[-1] if text else f"the runtime ended with {exit.code or exit.signal}"
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        last = json.loads(last)["msg"]
-    return last.removeprefix("error ")[:500]
-
-
-def _bind_short(listener: socket.socket, folder: str) -> None:
-    """Bind below ``folder`` although a socket's path may have 107 bytes only."""
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.chdir(folder)
-        listener.bind("keeper.sock")
-    finally:
-        os.fchdir(here)
-        os.close(here)
-
-
-def make_roots(folder: str) -> str:
-    """Where roots are assembled: a place that every user may pass through.
-
-    Root inside a container is nobody outside and could not even look up its own root below a
-    folder that is private to root, as a home directory is.
-    """
-    name = hashlib.sha256(folder.encode()).hexdigest()[:12]
-    for base in ("/run/leasehold", "/tmp/leasehold"):
-        try:
-            os.makedirs(f"{base}/{name}", mode=0o711, exist_ok=True)
-            os.chmod(base, 0o711)
-            os.chmod(f"{base}/{name}", 0o711)
-            return f"{base}/{name}"
-        except OSError:
-            continue
-    raise OSError("neither /run nor /tmp can be written to")
-
-
-def arrange_cgroups() -> str:
-    """Make the cgroup hierarchy one that crun accepts, in our mount namespace only.
-
-    crun 1.8 refuses a v1 hierarchy with v2 mounted beside it ("hybrid"), although the v1
-    controllers are all there; without the v2 mount it works.
-    """
-    if linux.is_cgroup2("/sys/fs/cgroup"):
-        return "v2"
-    if linux.is_cgroup2(UNIFIED):
-        linux.umount(UNIFIED)
-        return "v1, hybrid mount hidden"
-    return "v1"
 
 
 async def main(folder: str) -> None:
