@@ -94,7 +94,7 @@ async def _hundred(quick: bool) -> tuple[float, float, float]:
     wanted = {f"package-{n}": package(n) for n in range(PACKAGES)}
     try:
         boots, changes, install = [], [], 0.0
-        for turn in range((4 if quick else RESTARTS) + 1):
+        for turn in range((3 if quick else RESTARTS) + 1):
             node = Node(
                 root,
                 settings=SETTINGS,

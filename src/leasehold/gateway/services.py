@@ -14,15 +14,14 @@ from litestar import get, post, put
 from litestar.handlers import BaseRouteHandler
 from litestar.params import PathParameter, QueryParameter
 
-from leasehold.core.errors import Kind, LeaseholdError, not_found, unavailable
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.gateway.auth import operator
 from leasehold.node.service import Node
 from leasehold.node.spells import trigger as triggers
-
+from leasehold.node.spells.store import SpellStore
 
 Name = Annotated[str, PathParameter(description="alias or id")]
 Key = Annotated[str, PathParameter(description="key of the spell")]
-Store = Annotated[str, PathParameter(description="logs, errors, kv, mailbox or runs")]
 Lines = Annotated[int, QueryParameter(ge=1, le=10_000, description="how many of the newest")]
 
 
@@ -156,25 +155,24 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         out: dict[str, Any] = msgspec.to_builtins(await node().run_spell(name))
         return out
 
-    @get("/v1/node/spells/{name:str}/{store:str}", guards=[operator], tags=["node"])
-    async def stored(name: Name, store: Store) -> Any:
-        """What a spell keeps: its logs, errors, keys, mailbox or runs."""
-        found = node()
-        id = found.find(name, spell=True).id
-        match store:
-            case "logs":
-                return await found.spells.use(id, lambda s: s.logs())
-            case "errors":
-                return await found.spells.use(id, lambda s: s.errors())
-            case "mailbox":
-                return await found.spells.use(id, lambda s: s.mail())
-            case "runs":
-                runs = await found.spells.use(id, lambda s: s.runs(200))
-                return msgspec.to_builtins(runs)
-            case "kv":
-                return await found.spells.use(id, lambda s: s.dump())
-            case _:
-                raise not_found("store", store, hint="there are logs, errors, kv, mailbox, runs")
+    def stored(what: str, read: Callable[[SpellStore], Any]) -> BaseRouteHandler:
+        """A route to something a spell keeps."""
+
+        @get(f"/v1/node/spells/{{name:str}}/{what}", guards=[operator], tags=["node"])
+        async def handler(name: Name) -> Any:
+            found = node()
+            id = found.find(name, spell=True).id
+            return msgspec.to_builtins(await found.spells.use(id, read))
+
+        return handler
+
+    kept = [
+        stored("logs", lambda s: s.logs()),
+        stored("errors", lambda s: s.errors()),
+        stored("kv", lambda s: s.dump()),
+        stored("mailbox", lambda s: s.mail()),
+        stored("runs", lambda s: s.runs(200)),
+    ]
 
     @put("/v1/node/spells/{name:str}/kv/{key:str}", guards=[operator], tags=["node"])
     async def set_key(name: Name, key: Key, data: Value) -> dict[str, Any]:
@@ -196,7 +194,7 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
 
     return [
         versions, status, packages, plan, reload, services, service, call, restart, logs, spells,
-        spell, run, stored, set_key, push, trigger,
+        spell, run, *kept, set_key, push, trigger,
     ]  # fmt: skip
 
 

@@ -51,7 +51,7 @@ RUN_PREFIX = "system-services-deployment"
 """Run ids of calls made while deploying start with this, then a number of their own."""
 
 PARALLEL_PER_CPU = 4
-MIN_PARALLEL = 8
+MIN_PARALLEL = 16
 """Packages at once, unless set. The original's bound is the number of CPUs; but a deploy mostly
 waits (for a new process to answer, for the disk), and twice two leave a small machine idle."""
 

@@ -75,6 +75,7 @@ class Process:
         self.ends: deque[float] = deque(maxlen=64)
         self.started_at = 0.0
         self.wanted = True
+        self.again = False
         self.generation = 0
         self.listener: socket.socket | None = None
         self.output = -1
@@ -430,6 +431,11 @@ class Keeper:
         if not process.wanted:
             self._stopped(process)
             return
+        if process.again:
+            process.again = False
+            process.restarts += 1
+            self._launch(process)
+            return
         restart = process.spec.get("restart", {})
         policy = restart.get("policy", "always")
         if policy == "never" or (policy == "on-failure" and code == 0):
@@ -598,7 +604,7 @@ class Keeper:
                 process.ends.clear()
                 process.wanted = True
                 if process.pid:
-                    process.restarts += 1
+                    process.again = True
                     self._kill_all(process)
                 elif process.state != "stopping":
                     process.restarts += 1

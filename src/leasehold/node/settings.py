@@ -67,7 +67,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, _doc("first wait between tries in seconds; it doubles, with jitter", gt=0)
     ] = 0.5
     parallel_packages: Annotated[
-        int, _doc("packages deployed at once; 0: four for each CPU, at least 8", ge=0)
+        int, _doc("packages deployed at once; 0: four for each CPU, at least 16", ge=0)
     ] = 0
     rescan_sec: Annotated[
         float, _doc("seconds between looks for changed package files; 0: never", ge=0)
