@@ -217,8 +217,13 @@ class Engine(Service):
         for entity in await self.log.checkpoints(PAUSES + registration.name):
             self._pause(self._activate(registration, entity.id))
         if registration.every or registration.asleep:
+            asleep = registration.asleep
             for entity, head in await self.log.entities(registration.entity_kind):
-                if registration.every or entity.id in registration.asleep:
+                sleeper = asleep.get(entity.id)
+                # Most of them, after most restarts: nothing is new.
+                if sleeper is not None and sleeper.tail == head.id:
+                    continue
+                if registration.every or sleeper is not None:
                     self._news(registration, entity, head.id)
         if registration.eager:
             for id in list(registration.asleep):
