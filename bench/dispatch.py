@@ -40,10 +40,11 @@ Rate = tuple[float, float, float]
 
 def run(quick: bool) -> dict[str, Any]:
     logs.configure("error")
-    rounds = 3 if quick else 7
-    seconds = 0.7 if quick else 2.0
+    smoke = "--smoke" in sys.argv
+    rounds = 1 if smoke else 5 if quick else 7
+    seconds = 0.1 if smoke else 0.7 if quick else 2.0
     numbers = uvloop.run(_grpc(rounds, seconds))
-    peers = _queues(2.0 if quick else 6.0)
+    peers = _queues(0.5 if smoke else 2.0 if quick else 6.0)
     ours = numbers["ours"]
     best_peer = max((p["tasks_per_s"] for p in peers.values() if "tasks_per_s" in p), default=None)
     celery = peers["celery"].get("tasks_per_s")

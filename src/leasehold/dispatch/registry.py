@@ -3,8 +3,8 @@
 A record is made by a ping and lives as long as pings come. One task per record keeps its stream:
 dial, first pong, serve, and again with back-off after it broke. A worker without a ping for
 ``worker_expiry`` and without a stream is taken out; a record is removed ``worker_grace`` later.
-A new worker replaces another only if both are reached at the very same address: it is then the
-same process, restarted. Nothing else of a ping ever touches another worker's stream.
+A new worker replaces another only if both are reached at the very same address and the other is
+not online: it is then the same process, restarted. No ping ever touches another's living stream.
 """
 
 from __future__ import annotations
@@ -130,12 +130,17 @@ class Registry:
         address = dial_target(ping.connectivity.address, ip)
         worker = self.workers.get(ping.id)
         if worker is not None:
-            worker.last_check = now
-            moved = (worker.type, worker.address) != (ping.connectivity.type, address)
-            if not moved and worker.pool == (ping.network, ping.chain_id, worker.version):
+            version = ping.connectivity.version or DEFAULT_VERSION
+            same = (worker.type, worker.address, worker.pool) == (
+                ping.connectivity.type,
+                address,
+                (ping.network, ping.chain_id, version),
+            )
+            if same:
+                worker.last_check = now
                 self._keep(worker)
                 return worker
-            self.remove(worker.id, "moved")
+            self._replace(worker, "announced as another")
         elif ping.connectivity.type not in self._dialers:
             raise LeaseholdError(
                 "unknown_transport",
@@ -146,14 +151,10 @@ class Registry:
                 got=ping.connectivity.type,
             )
         self._dialers[ping.connectivity.type].check(address)
-        for other in [
-            w
-            for w in self.workers.values()
-            if w.address == address
-            and w.network == ping.network
-            and w.type == ping.connectivity.type
-        ]:
-            self.remove(other.id, "same address")
+        where = (ping.network, ping.connectivity.type, address)
+        for other in list(self.workers.values()):
+            if (other.network, other.type, other.address) == where:
+                self._replace(other, "same address")
         if len(self.workers) >= self.settings.max_workers and not self._evict():
             raise LeaseholdError(
                 "too_many_workers",
@@ -166,6 +167,22 @@ class Registry:
         self.workers[worker.id] = worker
         self._keep(worker)
         return worker
+
+    def _replace(self, worker: WorkerRecord, reason: str) -> None:
+        """Make way for a newcomer, unless the worker is there: then the newcomer is not it.
+
+        A worker that was restarted broke its stream, so its old record is not online any more; and
+        a stranger cannot push a living worker aside by announcing its id or address.
+        """
+        if worker.state is WorkerState.ONLINE:
+            raise LeaseholdError(
+                "worker_is_online",
+                f"worker {worker.id} at {worker.address} is online; try again when it is gone",
+                kind=Kind.CONFLICT,
+                retry_after=self.settings.heartbeat,
+                got=worker.id,
+            )
+        self.remove(worker.id, reason)
 
     def _evict(self) -> bool:
         """Make room by the record that has been unreachable longest, if there is one."""
