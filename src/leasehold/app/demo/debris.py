@@ -1,0 +1,53 @@
+"""Looks for what a provider could have left on the machine: nothing is taken on trust."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def find(folder: Path, mark: str) -> list[str]:
+    """Processes, mounts, control groups, links and packet filters that belong to ``folder``.
+
+    ``mark`` is the name its control groups carry.
+    """
+    return [
+        *_processes(folder),
+        *_mounts(folder),
+        *_control_groups(mark),
+        *_packet_filters(mark),
+    ]
+
+
+def _processes(folder: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            where = str((process / "cwd").readlink())
+            if str(folder) in words or where.startswith(str(folder)):
+                found.append(f"process {process.name}: {words.strip()[:80]}")
+    return found
+
+
+def _mounts(folder: Path) -> list[str]:
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [f"mount {point}" for point in points if point.startswith(str(folder))]
+
+
+def _control_groups(mark: str) -> list[str]:
+    root = Path("/sys/fs/cgroup")
+    found = [*root.glob(f"{mark}*"), *root.glob(f"*/{mark}*")]
+    return [f"control group {path}" for path in found]
+
+
+def _packet_filters(mark: str) -> list[str]:
+    program = shutil.which("nft")
+    if program is None:
+        return []
+    listed = subprocess.run(
+        [program, "list", "tables"], capture_output=True, text=True, check=False
+    )
+    return [f"packet filter {line}" for line in listed.stdout.splitlines() if mark in line]
