@@ -20,7 +20,7 @@ class _Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @payload("registry.repo_accepted")
-class RepoAccepted(_Fact):
+class RepoAccepted(_Fact, frozen=True):
     """Somebody asked for a repo; its history does not exist yet."""
 
     repo: str
@@ -34,7 +34,7 @@ class RepoAccepted(_Fact):
 
 
 @payload("registry.repo_added")
-class RepoAdded(_Fact):
+class RepoAdded(_Fact, frozen=True):
     """The repo's history exists: whoever owns ``path`` may observe it."""
 
     repo: str
@@ -43,12 +43,12 @@ class RepoAdded(_Fact):
 
 
 @payload("registry.repo_reinit_accepted")
-class RepoReinitAccepted(_Fact):
+class RepoReinitAccepted(_Fact, frozen=True):
     repo: str
 
 
 @payload("registry.repo_move_accepted")
-class RepoMoveAccepted(_Fact):
+class RepoMoveAccepted(_Fact, frozen=True):
     """``path`` and ``host`` are the new ones."""
 
     repo: str
@@ -59,7 +59,7 @@ class RepoMoveAccepted(_Fact):
 
 
 @payload("registry.repo_moved")
-class RegistryRepoMoved(_Fact):
+class RegistryRepoMoved(_Fact, frozen=True):
     """The move is over: the repo is at ``path`` on ``host`` (where it was, when it was aborted)."""
 
     repo: str
@@ -70,7 +70,7 @@ class RegistryRepoMoved(_Fact):
 
 
 @payload("registry.repo_removed")
-class RepoRemoved(_Fact):
+class RepoRemoved(_Fact, frozen=True):
     """The repo and its data are gone for good."""
 
     repo: str
@@ -81,7 +81,7 @@ class RepoRemoved(_Fact):
 
 
 @payload("repo.init_started")
-class RepoInitStarted(_Fact):
+class RepoInitStarted(_Fact, frozen=True):
     registry: str
     path: str
     host: str
@@ -92,7 +92,7 @@ class RepoInitStarted(_Fact):
 
 
 @payload("repo.shadow_created")
-class ShadowRepoCreated(_Fact):
+class ShadowRepoCreated(_Fact, frozen=True):
     """The directory and its shadow exist; both are absolute paths on the repo's host."""
 
     host_path: str
@@ -100,18 +100,18 @@ class ShadowRepoCreated(_Fact):
 
 
 @payload("repo.gitlab_accepted")
-class EnableGitlabAccepted(_Fact):
+class EnableGitlabAccepted(_Fact, frozen=True):
     pass
 
 
 @payload("repo.gitlab_created")
-class GitRepoCreated(_Fact):
+class GitRepoCreated(_Fact, frozen=True):
     project: int
     url: str
 
 
 @payload("repo.error_set")
-class RepoErrorSet(_Fact):
+class RepoErrorSet(_Fact, frozen=True):
     """``message`` is what is shown (at most 120 characters), ``full`` what was said."""
 
     message: str
@@ -120,12 +120,12 @@ class RepoErrorSet(_Fact):
 
 
 @payload("repo.error_cleared")
-class RepoErrorCleared(_Fact):
+class RepoErrorCleared(_Fact, frozen=True):
     message: str
 
 
 @payload("repo.move_started")
-class RepoMoveStarted(_Fact):
+class RepoMoveStarted(_Fact, frozen=True):
     workflow: str
     old_path: str
     old_host: str
@@ -137,7 +137,7 @@ class RepoMoveStarted(_Fact):
 
 
 @payload("repo.moved")
-class RepoMoved(_Fact):
+class RepoMoved(_Fact, frozen=True):
     """With ``aborted`` the repo is where it was before."""
 
     workflow: str
@@ -150,19 +150,19 @@ class RepoMoved(_Fact):
 
 
 @payload("repo.shadow_move_started")
-class ShadowRepoMoveStarted(_Fact):
+class ShadowRepoMoveStarted(_Fact, frozen=True):
     workflow: str
     new_shadow: str
 
 
 @payload("repo.shadow_moved")
-class ShadowRepoMoved(_Fact):
+class ShadowRepoMoved(_Fact, frozen=True):
     workflow: str
     shadow_path: str
 
 
 @payload("repo.tier_begun")
-class TierBegun(_Fact):
+class TierBegun(_Fact, frozen=True):
     """A storage workflow took the repo: ``action`` freeze, unfreeze, archive or unarchive."""
 
     workflow: str
@@ -173,7 +173,7 @@ class TierBegun(_Fact):
 
 
 @payload("repo.tier_changed")
-class TierChanged(_Fact):
+class TierChanged(_Fact, frozen=True):
     """``tier``: online, frozen, archived, or one of them with ``failed`` and the reason."""
 
     workflow: str
@@ -188,7 +188,7 @@ class TierChanged(_Fact):
 
 
 @payload("repo.snapshot_taken")
-class SnapshotTaken(_Fact):
+class SnapshotTaken(_Fact, frozen=True):
     """``commit`` of the shadow; ``stored`` bytes were new to the content store."""
 
     commit: str
@@ -199,7 +199,7 @@ class SnapshotTaken(_Fact):
 
 
 @payload("repo.deleted")
-class RepoDeleted(_Fact):
+class RepoDeleted(_Fact, frozen=True):
     """``reason``: retention, purged or pressure."""
 
     reason: str
@@ -210,7 +210,7 @@ class RepoDeleted(_Fact):
 
 
 @payload("workflow.move_started")
-class MoveStarted(_Fact):
+class MoveStarted(_Fact, frozen=True):
     registry: str
     repo: str
     old_path: str
@@ -223,17 +223,17 @@ class MoveStarted(_Fact):
 
 
 @payload("workflow.app_accepted")
-class AppAccepted(_Fact):
+class AppAccepted(_Fact, frozen=True):
     """Whoever uses the repo agreed to let go of it."""
 
 
 @payload("workflow.released")
-class StaReleased(_Fact):
+class StaReleased(_Fact, frozen=True):
     """The old place is closed: nobody reads or writes there any more."""
 
 
 @payload("workflow.files_moved")
-class FilesMoved(_Fact):
+class FilesMoved(_Fact, frozen=True):
     """The new place is complete and verified."""
 
     host_path: str
@@ -241,12 +241,12 @@ class FilesMoved(_Fact):
 
 
 @payload("workflow.aborted")
-class MoveAborted(_Fact):
+class MoveAborted(_Fact, frozen=True):
     reason: str
 
 
 @payload("workflow.committed")
-class WorkflowCommitted(_Fact):
+class WorkflowCommitted(_Fact, frozen=True):
     """Nothing is left to do; the history may be collected."""
 
     outcome: str = "done"
