@@ -1,7 +1,7 @@
 """A tenant's accounts by name: key files in the home folder, and the short names of leases.
 
-People write ``acme/1`` for deployment 1 of the account ``acme``; the market writes addresses. The first
-account is the default where no ``--as`` says otherwise.
+People write ``acme/1`` for deployment 1 of the account ``acme``; the market writes addresses. The
+first account is the default where no ``--as`` says otherwise.
 """
 
 from __future__ import annotations

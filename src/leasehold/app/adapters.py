@@ -94,9 +94,7 @@ class MarketCertificates:
 
     async def all(self) -> list[Registered]:
         """Every valid certificate."""
-        return [
-            _registered(item) async for item in self.ledger.list("certificates", state="valid")
-        ]
+        return [_registered(item) async for item in self.ledger.list("certificates", state="valid")]
 
     async def find(self, owner: str, serial: str) -> Registered | None:
         """One certificate, valid or revoked; None when it was never registered."""

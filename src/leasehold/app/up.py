@@ -117,7 +117,9 @@ class Provider(Service):
         await self._add(manager)
         assert manager.http is not None
         worker = msgspec.structs.replace(
-            self.settings.dispatch, managers=(f"127.0.0.1:{manager.http.port}",)
+            self.settings.dispatch,
+            managers=(f"127.0.0.1:{manager.http.port}",),
+            chain_id=settings.chain_id,
         )
         await self._add(Worker(self.clock, worker, worker_handlers(settings)))
         self.follower = await self._add(Follower(manager, self.store, self.clock, settings))
@@ -170,7 +172,7 @@ class Provider(Service):
             self.address,
             self.client,
             self.client,
-            getattr(self.deploy, "inventory", None) or _All(),
+            self.deploy.inventory,
             clock=self.clock,
             settings=settings.market,
         )
@@ -227,8 +229,3 @@ class Provider(Service):
     def ingress_url(self) -> str:
         """Where HTTP to workloads goes; the host name says which."""
         return f"http://127.0.0.1:{self.deploy.ingress.port}"
-
-
-class _All:
-    async def reserve(self, order, group): ...
-    async def release(self, order): ...

@@ -39,7 +39,7 @@ def deploy(
         ) from None
     loaded = sdl.load(text)
     accounts = Accounts(home_folder())
-    name, key = accounts.key(account)
+    _name, key = accounts.key(account)
     url = ledger or running(state).ledger
     began = time.time()
 

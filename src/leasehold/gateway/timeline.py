@@ -100,7 +100,9 @@ def _detail(event: Event) -> dict[str, Any]:
     except msgspec.DecodeError:
         return {"undecodable": True}
     id = values.pop("id", {})
-    shown = {k: v for k, v in values.items() if isinstance(v, str | int | float | bool) and v != ""}
+    shown: dict[str, Any] = {
+        k: v for k, v in values.items() if isinstance(v, str | int | float | bool) and v != ""
+    }
     if event.type == "bid.created" and isinstance(id, dict):
         shown["provider"] = id.get("provider")
     if isinstance(values.get("price"), dict):

@@ -15,7 +15,7 @@ PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Digest(str):
-    """A checked digest; still a ``str``. Structs that go to JSON by msgspec hold ``str(digest)``."""
+    """A checked digest; still a ``str``. Structs that go to JSON hold ``str(digest)``."""
 
     __slots__ = ()
 

@@ -115,7 +115,7 @@ def test_every_byte_arrives_in_order_whatever_the_portions(
             await stream.write(b"", fin=True)
 
         async def read(index: int) -> bytes:
-            while len(accepted) <= index:  # noqa: ASYNC110
+            while len(accepted) <= index:
                 await asyncio.sleep(0)
             out = b""
             while piece := await accepted[index].read(portion):
@@ -168,7 +168,7 @@ def test_a_message_longer_than_the_window_is_let_in_whole() -> None:
         message = b"x" * (1 << 20)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(stream.write(b"\x80\x80\x40" + message))
-            while not accepted:  # noqa: ASYNC110
+            while not accepted:
                 await asyncio.sleep(0)
             assert await accepted[0].read_frame(1 << 20) == message
         with pytest.raises(ProtocolViolation) as refusal:

@@ -1,8 +1,8 @@
 """From order to first answer, each step done for real, timed and checked.
 
-The demo is a tenant, an operator and a registry on one machine. The provider is a process of its own,
-so that it can be killed while the workload goes on answering. At the end everything is removed, and
-what could have been left behind is looked for.
+The demo is a tenant, an operator and a registry on one machine. The provider is a process of its
+own, so that it can be killed while the workload goes on answering. At the end everything is
+removed, and what could have been left behind is looked for.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class Demo(Service):
     # -- the way down --------------------------------------------------------------------------
 
     async def clean(self) -> Result:
-        """Close the lease, clear the node, stop everything, remove the folder, look what is left."""
+        """Close the lease, clear the node, stop everything and look what is left."""
         if (self.folder / "provider" / "provider.key").exists():
             if self.running() is None:
                 # It was killed: only a provider knows what it left, so it comes back to clear up.
