@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +41,12 @@ def make_node(
     settings: NodeSettings,
     system_services: SystemServices,
     environ: Mapping[str, str] = os.environ,
+    after: asyncio.Event | None = None,
 ) -> Node:
-    """A node kept in ``root``; old variables of ``environ`` come last, each with a warning."""
+    """A node kept in ``root``; old variables of ``environ`` come last, each with a warning.
+
+    Its packages are deployed once ``after`` is set.
+    """
     services, warnings = legacy.apply(system_services, environ)
     for warning in warnings:
         log.warning("settings.old_variable", message=warning)
@@ -55,4 +60,5 @@ def make_node(
         market=LogMarket(events, provider),
         images=source,
         containers=lambda supervisor: OciContainers(supervisor, root / "containers", source),
+        after=after,
     )

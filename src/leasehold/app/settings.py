@@ -18,6 +18,7 @@ from leasehold.images.settings import ImagesSettings
 from leasehold.index.settings import IndexSettings
 from leasehold.manifest.settings import ManifestSettings
 from leasehold.market.settings import MarketSettings
+from leasehold.node.settings import NodeSettings, SystemServices
 from leasehold.observe.settings import ObserveSettings
 from leasehold.p2p.settings import P2PSettings
 from leasehold.schedule.settings import ScheduleSettings
@@ -49,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage: StorageSettings = StorageSettings()
     deploy: DeploySettings = DeploySettings()
     gateway: GatewaySettings = GatewaySettings()
+    node: NodeSettings = NodeSettings()
+    system_services: SystemServices = SystemServices()
 
 
 def read(

@@ -17,6 +17,7 @@ from leasehold.app.adapters import (
     MarketCertificates,
 )
 from leasehold.app.folder import StateFolder
+from leasehold.app.node import make_node
 from leasehold.app.settings import Settings
 from leasehold.app.workloads import DeployedWorkloads
 from leasehold.core.clock import Clock
@@ -27,7 +28,7 @@ from leasehold.deploy.service import DeployService
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
 from leasehold.events.sqlite import SqliteLog
-from leasehold.gateway import gifts, node, offers, stories
+from leasehold.gateway import gifts, node, offers, services, stories
 from leasehold.gateway import images as image_routes
 from leasehold.gateway import log as log_routes
 from leasehold.gateway import volumes as volume_routes
@@ -182,6 +183,20 @@ class Provider(Service):
         )
         self.engine.register(funds.activity, kind=FundsActivity)
         await self._add(self.engine)
+        # Its packages are deployed when everything else runs.
+        self.node = await self._add(
+            make_node(
+                self.folder / "node",
+                clock=self.clock,
+                events=self.log,
+                provider=self.address,
+                images=self.images,
+                settings=settings.node,
+                system_services=settings.system_services,
+                after=self._started,
+            )
+        )
+        self.ops.add_check("node", lambda: None if self.node.ready else "packages being deployed")
         await self._add(
             Feed(self.log, self.follower, self.address, clock=self.clock, reader=self.client)
         )
@@ -215,7 +230,8 @@ class Provider(Service):
                     ),
                     *gifts.routes(give),
                     *image_routes.routes(lambda: self.images),
-                    *node.routes(self.deploy.teardown_all),
+                    *node.routes(self._clear),
+                    *services.routes(lambda: self.node),
                     *log_routes.routes(self.log, self.engine),
                     *volume_routes.routes(self.volumes),
                     *offers.routes(self.deploy),
@@ -224,6 +240,10 @@ class Provider(Service):
         )
         await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
         log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
+
+    async def _clear(self) -> list[str]:
+        """Remove every workload and everything the node runs from this machine."""
+        return [*await self.deploy.teardown_all(), *await self.node.remove_everything()]
 
     @property
     def ingress_url(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class Node(Service):
     """``root`` is the state folder. ``packages`` are added to, and override, those configured.
 
     ``containers`` runs services with an image; a function is given the node's supervisor, as
-    :class:`leasehold.node.containers.OciContainers` needs it.
+    :class:`leasehold.node.containers.OciContainers` needs it. ``after`` is what the packages wait
+    for before they are deployed: the main loop of a process that has more parts than this one.
     """
 
     start_deadline = NODE_START_DEADLINE
@@ -76,6 +77,7 @@ class Node(Service):
         neighbours: Neighbours | None = None,
         packages: Sequence[PackageDistro] = (),
         on_step: Step | None = None,
+        after: asyncio.Event | None = None,
     ) -> None:
         super().__init__("node", clock=clock)
         self.root = root
@@ -88,7 +90,9 @@ class Node(Service):
         self.neighbours = neighbours
         self.extra = {package.name: package for package in packages}
         self.on_step = on_step
+        self.after = after
         self.deployed = asyncio.Event()
+        self._routine: set[asyncio.Task[None]] = set()
         self.boot_ms: float | None = None
         self._signature: object = None
 
@@ -148,9 +152,14 @@ class Node(Service):
         )
         self.spawn(self._parts.serve(), name="parts")
         await self._parts_started()
-        self._up_at = time.perf_counter()
         await self._resume()
-        self.spawn(self._boot(), name="boot")
+        self._keep_up(self._boot(), name="boot")
+
+    def _keep_up(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run ``work`` until the node stops or is cleared."""
+        task = self.spawn(work, name=name)
+        self._routine.add(task)
+        task.add_done_callback(self._routine.discard)
 
     async def _parts_started(self) -> None:
         # The group runs as our task: when one of its parts cannot start, that error is ours.
@@ -191,6 +200,9 @@ class Node(Service):
                 tasks.create_task(one(instance))
 
     async def _boot(self) -> None:
+        if self.after is not None:
+            await self.after.wait()
+        self._up_at = time.perf_counter()
         await self.reload()
         self.spells.open()
         self.boot_ms = (time.perf_counter() - self._up_at) * 1000
@@ -202,9 +214,9 @@ class Node(Service):
             ms=round(self.boot_ms),
             packages={r.package: r.status for r in self.deployer.results.values()},
         )
-        self.spawn(self._watch_health(), name="health")
+        self._keep_up(self._watch_health(), name="health")
         if self.settings.packages_dir and self.settings.rescan_sec:
-            self.spawn(self._rescan(), name="rescan")
+            self._keep_up(self._rescan(), name="rescan")
 
     async def find_packages(self) -> sources.Found:
         """Every package that should be here: bundled, own files, own artifacts, given ones."""
@@ -444,9 +456,20 @@ class Node(Service):
         """Tell spells that a peer connected or disconnected."""
         self.spells.bus.connection(peer, connected=connected)
 
-    async def remove_everything(self) -> None:
-        """End every service and the keeper. For tests, and for taking a node out of use."""
+    async def remove_everything(self) -> list[str]:
+        """End every service, spell and the keeper, and start none again; answers what was ended.
+
+        What is installed stays written down: the next start of the node brings it back.
+        """
+        for task in list(self._routine):
+            task.cancel()
+        await asyncio.gather(*self._routine, return_exceptions=True)
+        for instance in self.journal.instances.values():
+            if instance.is_spell:
+                self.spells.unsubscribe(instance.id)
+        services = len(self.supervisor.states)
         await self.supervisor.shutdown_keeper()
+        return [f"{services} services of the node"] if services else []
 
 
 def root_aliases(journal: Journal) -> Mapping[str, str]:
