@@ -116,7 +116,14 @@ def load(
         if name.startswith(PREFIX) and "__" in name:
             path = name.removeprefix(PREFIX).lower().replace("__", ".")
             setting = known.get(path)
-            take(path, text if setting is None else _parse(text, setting.type), name)
+            try:
+                value = text if setting is None else _parse(text, setting.type)
+            except ValueError as error:
+                wrong.append(
+                    Violation("bad_setting", f"{path} from {name} is no JSON: {error}", path=path)
+                )
+                continue
+            take(path, value, name)
     for path, value in (flags or {}).items():
         if value is not None:
             take(path, value, f"flag --{path.rpartition('.')[2].replace('_', '-')}")
@@ -175,7 +182,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 def _parse(text: str, hint: Any) -> Any:
     base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if get_origin(base) in (list, tuple, dict, set, frozenset):
-        if text[:1] in "[{":
+        if text.startswith(("[", "{")):
             return json.loads(text)
         return [part.strip() for part in text.split(",") if part.strip()]
     return text

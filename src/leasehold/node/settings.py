@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,8 +17,6 @@ from leasehold.core.errors import LeaseholdError, Violation
 
 SYSTEM_SERVICES = ("aqua-ipfs", "trust-graph", "registry", "decider")
 """The packages shipped with the node, in the order the original lists them."""
-
-Name = Literal["aqua-ipfs", "trust-graph", "registry", "decider"]
 
 MAX_PERIOD_SEC = 3_153_600_000
 """100 years; a longer clock period is refused."""
@@ -159,18 +157,22 @@ class SystemServices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """`[system_services]`: which shipped packages run, and their settings."""
 
     enable: Annotated[
-        tuple[Name, ...], _doc("packages to install, kebab-case; duplicates collapse")
-    ] = ("aqua-ipfs", "trust-graph", "registry", "decider")
+        tuple[str, ...],
+        _doc(f"packages to install, of {', '.join(SYSTEM_SERVICES)}; duplicates collapse"),
+    ] = SYSTEM_SERVICES
     aqua_ipfs: AquaIpfs = AquaIpfs()
     trust_graph: TrustGraph = TrustGraph()
     registry: Registry = Registry()
     decider: Decider = Decider()
     connector: Connector = Connector()
 
+    def __post_init__(self) -> None:
+        check_names(self.enable)
+
     @property
     def enabled(self) -> tuple[str, ...]:
         """The packages to install, each once."""
-        return check_names(self.enable)
+        return tuple(dict.fromkeys(self.enable))
 
 
 def parse_enable(text: str) -> tuple[str, ...]:

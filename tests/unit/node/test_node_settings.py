@@ -56,6 +56,11 @@ def test_sources(tmp_path: Path) -> None:
     assert (s.decider.decider_period_sec, s.decider.worker_period_sec) == (30, 600)
     s = loaded(LEASEHOLD_SYSTEM_SERVICES__ENABLE="aqua-ipfs, decider")
     assert s.enabled == ("aqua-ipfs", "decider")
+    assert loaded(LEASEHOLD_SYSTEM_SERVICES__ENABLE="").enabled == ()
+    with pytest.raises(LeaseholdError, match="no JSON"):
+        loaded(LEASEHOLD_SYSTEM_SERVICES__ENABLE="[registry")
+    with pytest.raises(LeaseholdError, match="did you mean 'aqua-ipfs'"):
+        loaded(LEASEHOLD_SYSTEM_SERVICES__ENABLE="aqua_ipfs")
 
 
 @pytest.mark.parametrize(
