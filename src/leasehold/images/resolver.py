@@ -43,7 +43,7 @@ from leasehold.images.coord.messages import (
 )
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.gate import DirectGate
-from leasehold.images.inflight import LARGE_STALL, SMALL_STALL, stall_limit
+from leasehold.images.inflight import IDLE_LIMIT, LARGE_STALL, SMALL_STALL, stall_limit
 from leasehold.images.membership import View
 from leasehold.images.ports import ContentKind, FailureClass, Holder, OriginError, Resolution
 from leasehold.images.quarantine import Quarantine
@@ -484,7 +484,7 @@ class Resolver:
         if self._bad(wanted.digest, node):
             return False  # it fetches, but cannot be fetched from
         if answer.told:
-            return answer.silence <= _silence_limit(wanted.kind)
+            return answer.silence <= _silence_limit(wanted.kind, answer.received)
         limit = stall_limit(wanted.kind, wanted.size)
         started = answer.started_at or 0.0  # absent reads as 1970, as the original's readers do
         if self._clock.now() - started > limit + SKEW:
@@ -562,8 +562,11 @@ class _Wanted:
         self.authorization = authorization
 
 
-def _silence_limit(kind: ContentKind) -> float:
-    return LARGE_STALL if kind is ContentKind.BLOB else SMALL_STALL
+def _silence_limit(kind: ContentKind, received: int = 0) -> float:
+    """Seconds without a byte that are a stall; the first byte may queue behind other pulls."""
+    if kind is not ContentKind.BLOB:
+        return SMALL_STALL
+    return IDLE_LIMIT if received else LARGE_STALL
 
 
 def _label(error: LeaseholdError) -> str:

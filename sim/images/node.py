@@ -1,26 +1,16 @@
-"""A fleet in one process: how often does a digest leave its origin, and how soon has everybody it?
+"""One node of the simulated fleet: real coordination, simulated content.
 
-Every node runs the real resolver, coordination server, pump, in-flight map, negative cache and
-gate; only time, the wires, the DHT and the bytes are simulated. A node that may not be streamed
-from any more (ten at a time) names those it serves, as the real transfer does, so that a fleet
-becomes a tree. Time is virtual and every random choice seeded: the same arguments give the same
-numbers.
-
-    python -m sim images --nodes 1000 --scenario herd
+A node that may not be streamed from any more (ten at a time) names those it serves, as the real
+transfer does, so that a fleet becomes a tree.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-import statistics
-import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from leasehold.core.clock import VirtualClock
 from leasehold.core.errors import LeaseholdError
 from leasehold.images.coord.messages import (
     Intent,
@@ -31,7 +21,6 @@ from leasehold.images.coord.messages import (
 )
 from leasehold.images.coord.pump import PullerPump
 from leasehold.images.coord.server import Server
-from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.gate import DirectGate
 from leasehold.images.inflight import InFlight
 from leasehold.images.membership import Member, View
@@ -52,100 +41,14 @@ from leasehold.p2p import varint
 from leasehold.p2p.errors import PeerError
 from leasehold.p2p.keys import KeyPair
 
+if TYPE_CHECKING:
+    from sim.images.fleet import Fleet
+
 SERVE_CAP = 10
+"""Peers one node streams to at a time (the transfer's default)."""
+
 HOP = 0.02
 """Seconds one more node in a chain adds: a piece has to arrive before it can be passed on."""
-
-
-@dataclass(kw_only=True)
-class World:
-    """What a scenario sets. Seconds, bytes, bytes a second, shares from 0 to 1."""
-
-    nodes: int = 100
-    digests: int = 1
-    size: int = 64 << 20
-    origin_rate: float = 32 << 20
-    peer_rate: float = 256 << 20
-    latency: float = 0.001
-    spread: float = 0.5
-    """Nodes ask within so many seconds of each other."""
-    seed: int = 1
-    skew: float = 0.0
-    """Share of nodes that do not know another share of nodes yet."""
-    skew_until: float = 5.0
-    partition: bool = False
-    puller: str = "well"
-    """What the first puller does half-way: ``well``, ``dies``, ``stalls``."""
-    liars: float = 0.0
-    dht: str = "well"
-    """``well``, ``dead`` (answers nothing and is known to be unwell), ``empty`` (forgets all)."""
-    origin: FailureClass | None = None
-    origin_heals_at: float = float("inf")
-    refusing: float = 0.0
-    """Share of nodes nobody can connect to."""
-    give_up: float = 600.0
-    codec: bool = False
-    """Send every message through the wire's bytes as well (slow, for small fleets)."""
-
-
-@dataclass
-class Report:
-    """What came out. Times in seconds, from the first request."""
-
-    scenario: str
-    nodes: int
-    served: int
-    failed: int
-    origin_pulls: float
-    """For each digest, on average; only pulls that were begun."""
-    intents_mean: float
-    intents_max: int
-    p50: float
-    p95: float
-    direct: float
-    """One pull of one digest at the origin's rate, with nobody else pulling."""
-    mismatches: int
-    wall: float = 0.0
-
-
-class Origin:
-    """The registry: each pull gets its rate; ``failure`` answers everybody."""
-
-    def __init__(self, world: World, clock: VirtualClock) -> None:
-        self.world = world
-        self.clock = clock
-        self.pulls: dict[Digest, int] = {}
-
-    def check(self, digest: Digest) -> None:
-        self.pulls[digest] = self.pulls.get(digest, 0) + 1
-        if self.world.origin is not None and self.clock.monotonic() < self.world.origin_heals_at:
-            raise OriginError(self.world.origin, "the origin answers so")
-
-
-class Dht:
-    """Records that everybody sees a moment later."""
-
-    def __init__(self, world: World, clock: VirtualClock) -> None:
-        self.world = world
-        self.clock = clock
-        self.records: dict[Digest, list[tuple[float, Node]]] = {}
-        self.lookups = 0
-
-    def provide(self, digest: Digest, node: Node) -> None:
-        if self.world.dht == "well":
-            self.records.setdefault(digest, []).append((self.clock.monotonic() + 0.3, node))
-
-    async def find(self, digest: Digest, limit: int, asker: Node) -> list[Holder]:
-        self.lookups += 1
-        if self.world.dht == "dead":
-            await self.clock.sleep(2.0)
-            raise PeerError("dht_dead", "nobody answers")
-        await self.clock.sleep(self.world.latency * 6)
-        now = self.clock.monotonic()
-        known = [n for at, n in self.records.get(digest, ()) if at <= now and n.side == asker.side]
-        if len(known) > limit:
-            known = asker.rng.sample(known, limit)
-        return [node.member.holder() for node in known]
 
 
 class Node:
@@ -271,7 +174,7 @@ class Node:
     async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
         other = await self._reach(node)
         self.intents += 1
-        other.fleet.asked[other.name] = other.fleet.asked.get(other.name, 0) + 1
+        other.fleet.asked[other.name, digest] += 1
         answer = await other.server.local_pull_intent(digest)
         await self.clock.sleep(self.fleet.world.latency)
         if self.fleet.world.codec:
@@ -398,127 +301,3 @@ def _through_the_wire(message: Any) -> Any:
     size, start = varint.decode(frame) or (0, 0)
     assert len(frame) == start + size
     return decode(frame[start:])
-
-
-@dataclass
-class Fleet:
-    """All nodes of a run."""
-
-    world: World
-    clock: VirtualClock
-    tasks: asyncio.TaskGroup
-    settings: CoordSettings = field(
-        default_factory=lambda: CoordSettings(pulls_per_minute=10**9, max_batch=256)
-    )
-    asked: dict[str, int] = field(default_factory=dict)
-    _first: dict[Digest, Node] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        world = self.world
-        rng = random.Random(world.seed)
-        self.origin = Origin(world, self.clock)
-        self.dht = Dht(world, self.clock)
-        self.expected = world.size / world.origin_rate
-        self.running: set[asyncio.Task[None]] = set()
-        self.nodes = [Node(self, i) for i in range(world.nodes)]
-        self.by_name = {node.name: node for node in self.nodes}
-        members = [node.member for node in self.nodes]
-        full = View(members)
-        # Nodes that are behind share one of a few older views, as informers of one cluster do.
-        behind = [
-            View(m for m in members if rng.random() > world.skew) for _ in range(4)
-        ] if world.skew else []  # fmt: skip
-        for node in self.nodes:
-            late = bool(behind) and rng.random() < world.skew
-            node.views = [rng.choice(behind), full] if late else [full]
-        count = round(world.liars * world.nodes)
-        for node in rng.sample(self.nodes, count):
-            node.lies = True
-        for node in rng.sample(self.nodes, round(world.refusing * world.nodes)):
-            node.reachable = False
-
-    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.tasks.create_task(coro)
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
-        return task
-
-    def first_puller(self, node: Node, digest: Digest) -> bool:
-        return self._first.setdefault(digest, node) is node
-
-
-SCENARIOS: dict[str, dict[str, Any]] = {
-    "herd": {},
-    "skew": {"skew": 0.1},
-    "partition": {"partition": True},
-    "puller_death": {"puller": "dies"},
-    "puller_stall": {"puller": "stalls"},
-    "liars": {"liars": 0.1},
-    "dead_dht": {"dht": "dead"},
-    "empty_dht": {"dht": "empty"},
-    "refusing": {"refusing": 0.1},
-    "origin_401": {"origin": FailureClass.AUTH},
-    "origin_404": {"origin": FailureClass.NOT_FOUND},
-    "origin_429": {"origin": FailureClass.RATE_LIMITED},
-    "origin_5xx": {"origin": FailureClass.TRANSIENT, "origin_heals_at": 25.0},
-}
-
-
-def simulate(scenario: str, **changes: Any) -> Report:
-    """Run one scenario of :data:`SCENARIOS`; ``changes`` override fields of :class:`World`."""
-    world = World(**{**SCENARIOS[scenario], **changes})
-    clock = VirtualClock()
-    started = time.perf_counter()
-    report = clock.run(lambda: _run(scenario, world, clock))
-    report.wall = time.perf_counter() - started
-    return report
-
-
-async def _run(scenario: str, world: World, clock: VirtualClock) -> Report:
-    from leasehold.images.resolver import MISMATCH
-
-    def mismatches() -> float:
-        return sum(s.value for m in MISMATCH.collect() for s in m.samples if "total" in s.name)
-
-    before = mismatches()
-    digests = [
-        Digest.of(hashlib.sha256(f"{world.seed}/{i}".encode()).digest())
-        for i in range(world.digests)
-    ]
-    times: list[float] = []
-    failed = 0
-
-    async def ask(node: Node, digest: Digest) -> None:
-        nonlocal failed
-        await clock.sleep(node.rng.uniform(0.0, world.spread))
-        try:
-            times.append(await node.fetch(digest))
-        except (LeaseholdError, TimeoutError):
-            failed += 1
-
-    async with asyncio.TaskGroup() as tasks:
-        fleet = Fleet(world, clock, tasks)
-        clients = [
-            tasks.create_task(ask(node, digest))
-            for node in fleet.nodes
-            if node.reachable and not node.lies
-            for digest in digests
-        ]
-        await asyncio.wait(clients)
-        for task in list(fleet.running):
-            task.cancel()
-    times.sort()
-    counts = list(fleet.asked.values()) or [0]
-    return Report(
-        scenario=scenario,
-        nodes=world.nodes,
-        served=len(times),
-        failed=failed,
-        origin_pulls=sum(fleet.origin.pulls.values()) / world.digests,
-        intents_mean=sum(counts) / world.nodes,
-        intents_max=max(counts),
-        p50=statistics.median(times) if times else float("nan"),
-        p95=times[int(len(times) * 0.95)] if times else float("nan"),
-        direct=fleet.expected,
-        mismatches=round(mismatches() - before),
-    )
