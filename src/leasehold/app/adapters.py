@@ -6,7 +6,7 @@ system that has the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ class DeployImages:
         *,
         credentials: Any = None,
         progress: Callable[[int, int | None], None] | None = None,
+        holder: str = "",
     ) -> Image:
         def told(step: Progress) -> None:
             if progress is not None:
@@ -142,10 +143,13 @@ class DeployImages:
         login = None
         if credentials is not None and credentials.username:
             login = RegistryCredentials(credentials.username, credentials.password)
-        image = await self.images.ensure(reference, credentials=login, progress=told)
+        image = await self.images.ensure(reference, credentials=login, progress=told, holder=holder)
         return UnpackedImage(
             image.reference, str(image.digest), image.config, image.layers, _fetched(image.sources)
         )
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        self.images.keeping.release(holder, keep=keep)
 
 
 def _fetched(sources: Mapping[str, int]) -> int:

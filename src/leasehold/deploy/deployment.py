@@ -292,6 +292,7 @@ class Deployment:
                 )
         if self.parts.last_of(self.lease):
             await self.parts.volumes.release(self.lease.owner, self.lease.dseq)
+        await self.parts.images.release(str(self.lease))
         self.parts.runtime.forget_lease(self.lease)
         self.parts.marks.pop(str(self.lease), None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,14 @@ class Images(Protocol):
         *,
         credentials: Any = None,
         progress: Callable[[int, int | None], None] | None = None,
-    ) -> Image: ...
+        holder: str = "",
+    ) -> Image:
+        """``holder`` (a lease) uses the image until :meth:`release`: it stays on this machine."""
+        ...
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        """``holder`` uses no image any more, except those with the digests in ``keep``."""
+        ...
 
 
 class Volumes(Protocol):

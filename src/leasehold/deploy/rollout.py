@@ -151,6 +151,7 @@ class Rollout:
         await self.parts.routes.move(applied, await self._mine())
         for replica in obsolete:
             await self.parts.runtime.remove_replica(replica.key, grace=self.settings.stop_grace)
+        await self.parts.images.release(str(self.workload.lease), keep=set(digests.values()))
         return applied
 
     async def restart(self, applied: Applied, service: ManifestService, number: int) -> None:
@@ -158,6 +159,7 @@ class Rollout:
         image = await self.parts.images.ensure(
             pinned(service.image, applied.digests.get(service.name, "")),
             credentials=service.credentials or _given(service),
+            holder=str(self.workload.lease),
         )
         images = {service.name: image}
         order = self._order(service, number, applied, images, await self._volumes())
@@ -175,7 +177,9 @@ class Rollout:
         async def ensure(service: ManifestService) -> None:
             began = self.clock.monotonic()
             image = await self.parts.images.ensure(
-                service.image, credentials=service.credentials or _given(service)
+                service.image,
+                credentials=service.credentials or _given(service),
+                holder=str(self.workload.lease),
             )
             found[service.name] = image
             await self.emit(

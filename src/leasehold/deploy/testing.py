@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,21 @@ class MemoryImages:
         self.errors: dict[str, list[Exception]] = {}
         self.digests: dict[str, str] = {}
         self.asked: list[str] = []
+        self.held: set[tuple[str, str]] = set()
+        """(holder, digest)."""
 
     async def ensure(
-        self, reference: str, *, credentials: Any = None, progress: Any = None
+        self, reference: str, *, credentials: Any = None, progress: Any = None, holder: str = ""
     ) -> MemoryImage:
         self.asked.append(reference)
         if self.errors.get(reference):
             raise self.errors[reference].pop(0)
-        return MemoryImage(reference, self.digests.get(reference, f"sha256:{reference}"))
+        digest = self.digests.get(reference, f"sha256:{reference}")
+        self.held.add((holder, digest))
+        return MemoryImage(reference, digest)
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        self.held = {(by, d) for by, d in self.held if by != holder or d in keep}
 
 
 class MemoryVolumes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,10 +75,10 @@ class Housekeeping:
             record.holds.append(by)
             self._images.records.save(record)
 
-    def release(self, by: str) -> None:
-        """``by`` uses no image any more."""
+    def release(self, by: str, *, keep: Collection[str] = ()) -> None:
+        """``by`` uses no image any more, except the digests in ``keep``."""
         for record in self._images.records.all():
-            if by in record.holds:
+            if by in record.holds and record.digest not in keep:
                 record.holds.remove(by)
                 self._images.records.save(record)
 

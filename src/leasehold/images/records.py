@@ -66,7 +66,8 @@ class Records:
         """Remember an image; a warm use keeps the story of how it came here."""
         known = self._records.get(record.digest)
         if known is not None:
-            record.holds, record.pinned = known.holds, known.pinned
+            record.holds = list(dict.fromkeys([*known.holds, *record.holds]))
+            record.pinned = known.pinned
             record.references = known.references
             if all(set(part.sources) <= {"cache"} for part in record.parts):
                 record.parts, record.seconds = known.parts, known.seconds

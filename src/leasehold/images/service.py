@@ -226,8 +226,12 @@ class Images(Service):
         *,
         credentials: Credentials | None = None,
         progress: ProgressCallback | None = None,
+        holder: str = "",
     ) -> Image:
         """Have ``reference`` here, unpacked, for the holder of ``credentials`` (None: anybody).
+
+        ``holder`` (a lease) uses the image from now on: neither its bytes nor its layers leave
+        this node before ``keeping.release(holder)``.
 
         Errors: ``reference_malformed``, ``image_not_found``, ``origin_auth``,
         ``image_access_denied``, ``registry_unreachable``, ``platform_missing``, ``disk_full``,
@@ -246,7 +250,7 @@ class Images(Service):
             manifest_digest, manifest = await job.manifest(digest)
             config = oci.parse_config(await job.small(manifest.config, ContentKind.CONFIG))
             directories = await job.layers(manifest, config, claimed)
-            self._record(ref, digest, manifest_digest, manifest, directories, job, began)
+            self._record(ref, digest, manifest_digest, manifest, directories, job, began, holder)
         finally:
             self.assembling.discard(job)
             self.layers.let_go(claimed)
@@ -268,6 +272,7 @@ class Images(Service):
         directories: list[Path],
         job: Assembly,
         began: float,
+        holder: str,
     ) -> None:
         self.records.put(
             Record(
@@ -280,6 +285,7 @@ class Images(Service):
                 config=manifest.config.digest,
                 layers=[path.name for path in directories],
                 parts=job.parts,
+                holds=[holder] if holder else [],
             )
         )
 

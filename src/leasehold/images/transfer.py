@@ -18,6 +18,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -324,7 +325,7 @@ def server(
     folder: Path,
 ) -> HttpServer:
     """The transfer endpoint as a service: TLS 1.3 with ``keys``, unless ``plaintext`` is set."""
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "http": patience.protocol("transfer"),
         "timeout_keep_alive": 30,
         "server_header": False,

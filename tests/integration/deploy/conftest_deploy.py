@@ -58,13 +58,16 @@ class FakeImages:
     asked: list[str] = field(default_factory=list)
 
     async def ensure(
-        self, reference: str, *, credentials: Any = None, progress: Any = None
+        self, reference: str, *, credentials: Any = None, progress: Any = None, holder: str = ""
     ) -> FakeImage:
         self.asked.append(reference)
         if reference in self.broken:
             raise self.broken[reference]
         config = {"config": self.configs.get(reference, {})}
         return FakeImage(reference, f"sha256:{reference}", config, [self.layer])
+
+    async def release(self, holder: str, *, keep: Any = ()) -> None:
+        pass
 
 
 @dataclass

@@ -32,6 +32,26 @@ def test_up_update_close(virtual: VirtualClock) -> None:
     virtual.run(main)
 
 
+def test_images_are_held_as_long_as_something_runs_from_them(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        bench = Bench(virtual)
+        lease = str(LEASE)
+        async with bench.running() as deployment:
+            bench.images.digests["img"] = "sha256:one"
+            deployment.want(workload("h1"))
+            await bench.until(lambda: "WorkloadHealthy" in bench.kinds())
+            assert bench.images.held == {(lease, "sha256:one")}
+            bench.images.digests["img"] = "sha256:two"
+            deployment.want(workload("h2", service(env=["A=b"])))
+            await bench.until(lambda: bench.kinds().count("WorkloadHealthy") == 2)
+            await bench.until(lambda: bench.images.held == {(lease, "sha256:two")})
+            deployment.close()
+            await bench.until(lambda: deployment.state is State.TEARDOWN_COMPLETE)
+        assert bench.images.held == set()
+
+    virtual.run(main)
+
+
 def test_a_registry_that_is_down_is_waited_for(virtual: VirtualClock) -> None:
     async def main() -> None:
         bench = Bench(virtual)
