@@ -8,6 +8,7 @@ Open                 for
 ``distro``           what a package is made of: ServiceDistro, SpellDistro, PackageDistro
 ``blueprint``        the hash that decides *changed or not*
 ``sources``          where packages come from: bundled, a directory, an OCI artifact
+``tree``             the files of a package, wherever it came from
 ``bundled/``         the four packages shipped here: trust-graph, registry, aqua-ipfs, decider
 ``settings``         ``[node]`` and ``[system_services]``; ``legacy`` the old variables
 ``journal``          the SQLite file with every instance, alias and package of this node

@@ -234,6 +234,8 @@ class Node(Service):
                 await sources.artifacts(self.settings.images, self.images, self.settings.packages)
             )
         found.packages.update(self.extra)
+        found.keep({row.name: row.source for row in self.journal.packages.values()})
+        found.check_configs(self.settings.packages)
         return found
 
     async def reload(self) -> dict[str, Result]:

@@ -32,10 +32,11 @@ One package that cannot be read is reported and leaves the others alone.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ from leasehold.node.distro import (
 )
 from leasehold.node.ports import PackageImages
 from leasehold.node.spells import trigger as triggers
+from leasehold.node.tree import Folder, Layers, Tree
 
 PLACEHOLDER = re.compile(r"\{config\.([a-zA-Z0-9_]+)\}")
 
@@ -99,10 +101,14 @@ class PackageFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Found(msgspec.Struct):
-    """Packages by name, and what is wrong with those that could not be read."""
+    """Packages by name, and what is wrong with those that could not be read.
+
+    ``unread`` says of which sources nothing is known; what was installed from them stays.
+    """
 
     packages: dict[str, PackageDistro] = {}
     broken: dict[str, str] = {}
+    unread: list[str] = []
 
     def merge(self, other: Found) -> None:
         """``other`` overrides packages of the same name."""
@@ -110,18 +116,31 @@ class Found(msgspec.Struct):
         for name, reason in other.broken.items():
             self.broken[name] = reason
             self.packages.pop(name, None)
+        self.unread += other.unread
+
+    def keep(self, installed: Mapping[str, str]) -> None:
+        """Count what is ``installed`` (name to source) from an unread source as broken."""
+        for name, source in installed.items():
+            origin = source.partition("@")[0]
+            unread = any(origin == u or origin.startswith(f"{u}/") for u in self.unread)
+            if source and unread and name not in self.packages and name not in self.broken:
+                self.broken[name] = f"{source} could not be read"
+
+    def check_configs(self, configs: Iterable[str]) -> None:
+        """Report configuration of packages that are not there."""
+        for name in set(configs) - set(self.packages) - set(self.broken):
+            near = difflib.get_close_matches(name, self.packages, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            self.broken[name] = f"node.packages.{name} configures a package that is not there{hint}"
 
 
 def directory(folder: Path, configs: Mapping[str, Table] | None = None) -> Found:
     """Every ``*.toml`` of ``folder``, configured by ``configs`` (package name to keys)."""
-    found, configs = Found(), dict(configs or {})
+    found = Found()
     if not folder.is_dir():
-        raise LeaseholdError(
-            "packages_dir_missing",
-            f"there is no directory {folder}",
-            path="node.packages_dir",
-            got=str(folder),
-        )
+        found.broken["node.packages_dir"] = f"there is no directory {folder}"
+        found.unread.append(str(folder))
+        return found
     for file in sorted(folder.glob("*.toml")):
         name = file.stem
         try:
@@ -132,26 +151,27 @@ def directory(folder: Path, configs: Mapping[str, Table] | None = None) -> Found
             found.packages[name] = package
         except LeaseholdError as error:
             found.broken[name] = error.message
-    for name in set(configs) - set(found.packages) - set(found.broken):
-        near = difflib.get_close_matches(name, found.packages, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        found.broken[name] = f"node.packages.{name} configures a package that is not there{hint}"
+            found.unread.append(str(file))
     return found
 
 
-def read(
-    file: Path, configs: Mapping[str, Table] | None = None, *, source: str = ""
-) -> PackageDistro:
+def read(file: Path, configs: Mapping[str, Table] | None = None) -> PackageDistro:
     """One package file. LeaseholdError names the file and the key."""
+    return parse(Folder(file.parent), file.name, configs, source=str(file))
+
+
+def parse(
+    tree: Tree, name: str, configs: Mapping[str, Table] | None = None, *, source: str
+) -> PackageDistro:
+    """The package file ``name`` of ``tree``, which was found at ``source``."""
     try:
-        raw = tomllib.loads(file.read_text())
+        raw = tomllib.loads(_text(tree, name))
         parsed = msgspec.convert(raw, PackageFile)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LeaseholdError("package_unreadable", f"{file}: {error}", path=str(file)) from None
+        raise LeaseholdError("package_unreadable", f"{source}: {error}", path=source) from None
     except msgspec.ValidationError as error:
-        raise LeaseholdError("bad_package", f"{file}: {error}", path=str(file)) from None
+        raise LeaseholdError("bad_package", f"{source}: {error}", path=source) from None
     config = configure(parsed, dict(configs or {}).get(parsed.name, {}))
-    base = file.parent
     return PackageDistro(
         name=parsed.name,
         version=parsed.version,
@@ -161,7 +181,7 @@ def read(
                 name=s.name,
                 run=tuple(fill(s.run, config, f"{parsed.name}.{s.name}.run")),
                 image=s.image,
-                artifacts=_files(base, s.files),
+                artifacts=_files(tree, s.files),
                 env=fill(s.env, config, f"{parsed.name}.{s.name}.env", text=True),
                 limits=s.limits,
                 restart=s.restart,
@@ -172,14 +192,14 @@ def read(
         spells=tuple(
             SpellDistro(
                 name=s.name,
-                script=_inside(base, s.script).read_text(),
+                script=_text(tree, s.script),
                 kv=fill(s.kv, config, f"{parsed.name}.{s.name}.kv"),
                 trigger=triggers.parse(
                     fill(s.trigger, config, f"{parsed.name}.{s.name}.trigger"),
                     path=f"{parsed.name}.{s.name}.trigger",
                 ),
                 schema=s.schema,
-                migration=_inside(base, s.migration).read_text() if s.migration else "",
+                migration=_text(tree, s.migration) if s.migration else "",
             )
             for s in parsed.spell
         ),
@@ -192,7 +212,7 @@ def read(
         on_failure=parsed.on_failure,
         on_disable=parsed.on_disable,
         after=tuple(parsed.after),
-        source=source or str(file),
+        source=source,
     )
 
 
@@ -272,30 +292,31 @@ async def artifacts(
                     got=reference,
                 )
             image = await images.ensure(reference)
-            file = _topmost(image.layers, "package.toml")
-            package = read(file, configs, source=reference)
+            tree = await asyncio.to_thread(Layers, image.layers)
+            package = parse(tree, "package.toml", configs, source=reference)
             found.packages[package.name] = package
         except (LeaseholdError, OSError) as error:
             message = error.message if isinstance(error, LeaseholdError) else str(error)
             found.broken[name] = message
+            found.unread.append(reference.partition("@")[0])
     return found
 
 
-def _topmost(layers: Sequence[Path], name: str) -> Path:
-    for layer in reversed(layers):
-        if (layer / name).is_file() and not (layer / name).is_symlink():
-            return layer / name
-    raise LeaseholdError("package_missing", f"the artifact has no {name}", expected=name)
+def _text(tree: Tree, name: str) -> str:
+    """The one file ``name``."""
+    found = tree.find(name)
+    if len(found) != 1:
+        raise LeaseholdError("bad_file", f"{name} is a directory", got=name)
+    (path,) = found.values()
+    return path.read_text()
 
 
-def _files(base: Path, names: Iterable[str]) -> dict[str, bytes]:
+def _files(tree: Tree, names: Iterable[str]) -> dict[str, bytes]:
     """The named files; a directory stands for everything in it."""
     out: dict[str, bytes] = {}
     total = 0
     for name in names:
-        path = _inside(base, name)
-        found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in found:
+        for key, file in tree.find(name).items():
             total += file.stat().st_size
             if total > MAX_ARTIFACT_BYTES:
                 raise LeaseholdError(
@@ -303,18 +324,8 @@ def _files(base: Path, names: Iterable[str]) -> dict[str, bytes]:
                     f"files of a service are limited to {MAX_ARTIFACT_BYTES >> 20} MiB",
                     got=name,
                 )
-            out[str(file.relative_to(base.resolve()))] = file.read_bytes()
+            out[key] = file.read_bytes()
     return out
-
-
-def _inside(base: Path, name: str) -> Path:
-    """The file ``name`` below ``base``; refuses names that lead out of it, by links too."""
-    path = (base / name).resolve()
-    if not path.is_relative_to(base.resolve()):
-        raise LeaseholdError("bad_file", f"{name!r} leads out of {base}", got=name)
-    if not path.exists():
-        raise LeaseholdError("file_missing", f"there is no {base / name}", got=name)
-    return path
 
 
 def _lookup(config: Mapping[str, Any], key: str, path: str) -> Any:

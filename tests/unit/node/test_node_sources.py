@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from leasehold.core.errors import LeaseholdError
 from leasehold.node import blueprint, distro, sources
 from leasehold.node.distro import InitCall, PackageDistro, ServiceDistro, SpellDistro
 from leasehold.node.spells.trigger import ClockConfig, TriggerConfig
+from leasehold.node.tree import Layers
 
 PACKAGE = """
 name = "p"
@@ -71,11 +74,32 @@ def test_what_is_wrong_is_named(folder: Path, old: str, new: str, message: str) 
     assert not found.packages
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
-    (folder / "lib" / "out").symlink_to("/etc/passwd")
-    (folder / "svc.py").unlink()
-    (folder / "svc.py").symlink_to("/etc/passwd")
+@pytest.mark.parametrize("name", ["svc.py", "lib/out", "s.star"])
+def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/etc/passwd")
     assert "leads out of" in sources.directory(folder).broken["p"]
+
+
+def test_layers_are_read_as_one(tmp_path: Path) -> None:
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    for name in ("kept", "changed", "gone/a", "dir/old", "linked", "lib/below"):
+        (lower / name).parent.mkdir(parents=True, exist_ok=True)
+        (lower / name).write_text("lower")
+    for name in ("changed", "dir/new", "lib"):
+        (upper / name).parent.mkdir(parents=True, exist_ok=True)
+        (upper / name).write_text("upper")
+    os.mknod(upper / "gone", stat.S_IFCHR)
+    os.setxattr(upper / "dir", "user.overlay.opaque", b"y")
+    (upper / "linked").symlink_to("/etc/passwd")
+    tree = Layers([lower, upper])
+    assert {k: p.read_text() for k, p in tree.files.items()} == {
+        "kept": "lower", "changed": "upper", "dir/new": "upper", "lib": "upper",
+    }  # fmt: skip
+    assert list(tree.find("./dir")) == ["dir/new"]
+    for name, message in (("gone/a", "there is no"), ("../kept", "leads out"), ("/etc", "leads")):
+        with pytest.raises(LeaseholdError, match=message):
+            tree.find(name)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +114,27 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
 def test_bad_configuration_is_refused(
     folder: Path, config: dict[str, dict[str, object]], message: str
 ) -> None:
-    assert message in "".join(sources.directory(folder, config).broken.values())
+    found = sources.directory(folder, config)
+    found.check_configs(config)
+    assert message in "".join(found.broken.values())
+
+
+def test_what_cannot_be_read_is_kept(folder: Path) -> None:
+    installed = {
+        "other": f"{folder}/p.toml",  # The name in the file, which is not the file's.
+        "gone": f"{folder}/gone.toml",
+        "boxed": "r/boxed@sha256:1",
+        "bundled": "",
+    }
+    (folder / "p.toml").write_text("name =")
+    found = sources.directory(folder)
+    found.merge(sources.Found(unread=["r/boxed"]))
+    found.keep(installed)
+    assert set(found.broken) == {"p", "other", "boxed"}
+    found = sources.directory(folder / "unmounted")
+    assert "there is no directory" in found.broken["node.packages_dir"]
+    found.keep({"p": f"{folder}/unmounted/p.toml"})
+    assert "p" in found.broken
 
 
 def test_the_signature_changes_with_every_file(folder: Path) -> None:
