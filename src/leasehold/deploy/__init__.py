@@ -5,7 +5,10 @@ for an answer and lets requests in (``deploy.image_pulled``, ``volume_ready``, `
 ``running``, ``healthy``, else ``failed``); afterwards it watches (``exited``, ``unhealthy``,
 ``healthy``); on ``lease.closed`` it removes everything (``removed``).
 
-``service``     the node's deploy system put together, and the activity on leases
+``service``     the deploy system of one machine, put together
+``leases``      the activity on leases, and their deployments
+``driver``      the seam between a deployment and what runs it
+``local``       the driver of this machine
 ``deployment``  one lease: an actor running the table of ``machine``
 ``machine``     the six states and what moves them
 ``rollout``     one version brought up beside another without losing a request
@@ -19,5 +22,6 @@ for an answer and lets requests in (``deploy.image_pulled``, ``volume_ready``, `
 ``oci/``        containers by crun, runc or runsc
 ``net/``        the node's network namespace, its rules and its DNS
 ``ingress/``    haproxy and the table behind it
+``kubernetes/`` the driver of a cluster
 ``ports``       what it needs: images, volumes, the market
 """

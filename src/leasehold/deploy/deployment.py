@@ -9,18 +9,14 @@ provider stops) leaves the workload as it is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from dataclasses import dataclass, field
 
 from leasehold.core import metrics
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.retry import Backoff
+from leasehold.deploy.driver import Applied, Driver, Emit, Health, History, Watch
 from leasehold.deploy.machine import Action, Input, State, step
-from leasehold.deploy.monitor import Health, Monitor
 from leasehold.deploy.replica import Replica
-from leasehold.deploy.replica import State as ReplicaState
-from leasehold.deploy.rollout import COMES_UP_LATE, Applied, Emit, Parts, Rollout
 from leasehold.deploy.workload import Workload
 from leasehold.model.events.lease import DeployFailed, WorkloadHealthy, WorkloadRemoved
 from leasehold.model.market import LeaseId
@@ -35,36 +31,23 @@ PASSING = (Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.RATE_LIMITED)
 log = get_logger(__name__)
 
 
-@dataclass
-class History:
-    """What the lease's events say of earlier runs of the provider."""
-
-    hash: str = ""
-    revisions: dict[str, str] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    workload: Workload | None = None
-    """What requests went to last, by its hash and its services' revisions."""
-    healthy: bool | None = None
-    failed: tuple[str, str] = ("", "")
-
-
 class Deployment:
     """``emit(payload, key=)`` appends to the lease's entity."""
 
-    def __init__(self, lease: LeaseId, parts: Parts, history: History, emit: Emit) -> None:
+    def __init__(self, lease: LeaseId, driver: Driver, history: History, emit: Emit) -> None:
         self.lease = lease
-        self.parts = parts
+        self.driver = driver
         self.history = history
         self.emit = emit
         self.state = State.COMPLETE
         self.wanted: Workload | None = None
         self.applied: Applied | None = None
         self.error: LeaseholdError | None = None
-        self.health = Health(attempts_left=parts.settings.monitor_attempts)
+        self.health = Health(attempts_left=driver.settings.monitor_attempts)
         self._inbox: asyncio.Queue[Input] = asyncio.Queue()
         self._attempt: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self.monitor: Monitor | None = None
+        self.monitor: Watch | None = None
         self.gone = asyncio.Event()
         """Set when nothing of the lease is left: followers of its logs stop."""
 
@@ -79,8 +62,7 @@ class Deployment:
     async def point(self) -> None:
         """Host names were moved to or from this lease: let ingress know."""
         if self.applied is not None and self.state is State.COMPLETE:
-            replicas = await self.parts.runtime.replicas(self.lease)
-            await self.parts.routes.move(self.applied, replicas)
+            await self.driver.point(self.applied)
 
     def close(self) -> None:
         self._inbox.put_nowait(Input.CLOSE)
@@ -113,7 +95,7 @@ class Deployment:
             assert self.wanted is not None
             self._attempt = tasks.create_task(self._deploy(self.wanted))
         elif action is Action.WATCH and self.applied is not None:
-            self.monitor = Monitor(self.parts, self.applied, self.health, self.emit)
+            self.monitor = self.driver.watch(self.applied, self.health, self.emit)
             self._watch = tasks.create_task(self.monitor.run())
         elif action is Action.CANCEL and self._attempt is not None:
             self._attempt.cancel()
@@ -129,11 +111,13 @@ class Deployment:
     # -- bringing up ------------------------------------------------------------------------------
 
     async def _deploy(self, workload: Workload) -> None:
-        began = self.parts.clock.monotonic()
+        began = self.driver.clock.monotonic()
         outcome = Input.FAILED
         try:
             if self.applied is None:
-                self.applied = await self._adopt()
+                self.applied = await self.driver.adopt(self.lease, self.history)
+                if self.applied is not None:
+                    self.health.healthy = self.history.healthy
             if self.applied is not None and self.applied.workload.hash == workload.hash:
                 outcome = Input.DEPLOYED
             else:
@@ -154,53 +138,24 @@ class Deployment:
             await self._say_failed(
                 workload, LeaseholdError("internal", f"{type(error).__name__}: {error}")
             )
-        DEPLOY_SECONDS.labels(outcome.name.lower()).observe(self.parts.clock.monotonic() - began)
-        await self._sweep()
+        DEPLOY_SECONDS.labels(outcome.name.lower()).observe(self.driver.clock.monotonic() - began)
+        if self.applied is not None:
+            await self.driver.sweep(self.applied)
         self._inbox.put_nowait(outcome)
-
-    async def _sweep(self) -> None:
-        """Remove what is left of attempts that failed, or that a crash cut short."""
-        if self.applied is None:
-            return
-        wanted = self.applied.keys()
-        with contextlib.suppress(LeaseholdError):
-            for replica in await self.parts.runtime.replicas(self.lease):
-                if replica.key not in wanted:
-                    await self.parts.runtime.remove_replica(replica.key)
-
-    async def _adopt(self) -> Applied | None:
-        """What runs from before this provider started.
-
-        No image or volume is asked for: adopting works while the registry is down.
-        """
-        workload, revisions = self.history.workload, self.history.revisions
-        if workload is None or set(revisions) != {s.name for s in workload.services}:
-            return None
-        applied = Applied(workload, revisions, self.history.digests)
-        mine = {replica.key: replica for replica in await self.parts.runtime.replicas(self.lease)}
-        running = [r for r in mine.values() if r.state is ReplicaState.RUNNING]
-        wanted = applied.keys()
-        if not wanted.keys() & {replica.key for replica in running}:
-            return None
-        self.parts.marks.setdefault(str(self.lease), running[0].mark)
-        await self.parts.routes.move(applied, running)
-        self.health.healthy = self.history.healthy
-        log.info("deploy.adopted", lease=str(self.lease), replicas=len(running))
-        return applied
 
     async def _roll_out(self, workload: Workload) -> Applied | None:
         """Try until it is up, fails for good, or something newer is wanted."""
-        backoff = Backoff(first=1.0, cap=60.0, rng=self.parts.rng)
+        backoff = Backoff(first=1.0, cap=60.0, rng=self.driver.rng)
         failures = 0
         while True:
-            rollout = Rollout(self.parts, workload, self.applied, self.emit)
+            rollout = self.driver.rollout(workload, self.applied, self.emit)
             try:
                 return await rollout.run()
             except* LeaseholdError as errors:
                 error = _first(errors)
             failures += 1
-            if error.kind not in PASSING or error.code in COMES_UP_LATE:
-                if error.code in COMES_UP_LATE and self.applied is None:
+            if error.kind not in PASSING or error.code in self.driver.late:
+                if error.code in self.driver.late and self.applied is None:
                     # It stays, answers or not: the monitor takes over and says what it sees.
                     self.health.healthy = False
                     await self._say_failed(workload, error)
@@ -208,7 +163,7 @@ class Deployment:
                 raise error
             await self._say_failed(workload, error, final=False)
             wait = max(backoff.delay(failures), error.retry_after or 0.0)
-            await self.parts.clock.sleep(wait)
+            await self.driver.clock.sleep(wait)
             if self.wanted is not workload:
                 return None
 
@@ -244,14 +199,14 @@ class Deployment:
     # -- tearing down -----------------------------------------------------------------------------
 
     async def _tear_down(self) -> None:
-        settings = self.parts.settings
+        settings = self.driver.settings
         backoff = Backoff(
-            first=settings.teardown_first, cap=settings.teardown_cap, rng=self.parts.rng
+            first=settings.teardown_first, cap=settings.teardown_cap, rng=self.driver.rng
         )
         failures = 0
         while True:
             try:
-                await self._remove_everything()
+                await self.driver.remove(self.lease)
                 break
             except (LeaseholdError, OSError) as error:
                 failures += 1
@@ -263,7 +218,7 @@ class Deployment:
                 )
                 # Past the attempts we go on at the slowest pace: a workload nobody pays for must
                 # not stay because something was away for long.
-                await self.parts.clock.sleep(backoff.delay(min(failures, 64)))
+                await self.driver.clock.sleep(backoff.delay(min(failures, 64)))
                 if failures == settings.teardown_attempts:
                     await self._say_failed_teardown(error)
         await self.emit(WorkloadRemoved(id=self.lease), key="removed")
@@ -279,22 +234,6 @@ class Deployment:
                 message=f"not everything could be removed yet: {error}",
             )
         )
-
-    async def _remove_everything(self) -> None:
-        await self.parts.routes.forget(self.lease)
-        mine = await self.parts.runtime.replicas(self.lease)
-        async with asyncio.TaskGroup() as tasks:
-            for replica in mine:
-                tasks.create_task(
-                    self.parts.runtime.remove_replica(
-                        replica.key, grace=self.parts.settings.stop_grace
-                    )
-                )
-        if self.parts.last_of(self.lease):
-            await self.parts.volumes.release(self.lease.owner, self.lease.dseq)
-        await self.parts.images.release(str(self.lease))
-        self.parts.runtime.forget_lease(self.lease)
-        self.parts.marks.pop(str(self.lease), None)
 
 
 def _first(errors: BaseExceptionGroup[LeaseholdError]) -> LeaseholdError:

@@ -9,13 +9,13 @@ being started, add up to giving the lease back, with the attempts left visible a
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.retry import Backoff
+from leasehold.deploy.driver import Applied, Emit, Health
 from leasehold.deploy.replica import Replica, State
-from leasehold.deploy.rollout import Applied, Emit, Parts, Rollout, tcp_ports, wait_status
+from leasehold.deploy.rollout import Parts, Rollout, tcp_ports, wait_status
 from leasehold.deploy.workload import Workload
 from leasehold.model.events.lease import ReplicaExited, WorkloadHealthy, WorkloadUnhealthy
 
@@ -23,17 +23,6 @@ UNSTABLE = 10000
 """The market's reason code for a lease closed because its workload would not stay up."""
 
 log = get_logger(__name__)
-
-
-@dataclass
-class Health:
-    """``healthy`` is None while unknown. ``checked_at`` is monotonic seconds."""
-
-    healthy: bool | None = None
-    reason: str = ""
-    unhealthy_checks: int = 0
-    attempts_left: int = 0
-    restarts: dict[str, int] = field(default_factory=dict)
 
 
 class Monitor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
+from leasehold.deploy.driver import Applied, Emit
 from leasehold.deploy.ports import Image, Images, LeaseMarket, Volumes
 from leasehold.deploy.replica import Order, Replica, Runtime, State
 from leasehold.deploy.routes import Routes
@@ -43,8 +44,6 @@ FIRST_CHECK, SLOWEST_CHECK = 0.01, 1.0
 
 COMES_UP_LATE = ("not_answering", "keeps_ending")
 """Failures of a first version after which it is left to the monitor instead of removed."""
-
-Emit = Callable[..., Awaitable[Any]]
 
 log = get_logger(__name__)
 
@@ -71,24 +70,6 @@ class Parts:
             used = set(self.marks.values())
             self.marks[lease] = next(n for n in range(1, len(used) + 2) if n not in used)
         return self.marks[lease]
-
-
-@dataclass
-class Applied:
-    """A version that is up: what should run, by service."""
-
-    workload: Workload
-    revisions: dict[str, str]
-    digests: dict[str, str] = field(default_factory=dict)
-    """By service; empty in logs of older versions."""
-
-    def keys(self) -> dict[str, tuple[ManifestService, int]]:
-        """Every replica that should run."""
-        return {
-            self.workload.key(service, self.revisions[service.name], number): (service, number)
-            for service in self.workload.services
-            for number in range(service.count)
-        }
 
 
 class Rollout:

@@ -22,7 +22,7 @@ from leasehold.model.manifest import Expose, ManifestService
 from leasehold.model.market import LeaseId
 
 if TYPE_CHECKING:
-    from leasehold.deploy.rollout import Applied
+    from leasehold.deploy.driver import Applied
 
 
 PATIENT_TRIES = 30

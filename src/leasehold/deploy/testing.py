@@ -14,7 +14,9 @@ import msgspec
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError, unavailable
-from leasehold.deploy.deployment import Deployment, History
+from leasehold.deploy.deployment import Deployment
+from leasehold.deploy.driver import History
+from leasehold.deploy.local import LocalDriver
 from leasehold.deploy.oci.cgroups import Usage
 from leasehold.deploy.replica import Ended, Order, Replica, State
 from leasehold.deploy.rollout import Parts
@@ -203,7 +205,7 @@ class Bench:
             clock=clock,
             rng=random.Random(1),
         )
-        self.deployment = Deployment(LEASE, self.parts, self.history, self.emit)
+        self.deployment = Deployment(LEASE, LocalDriver(self.parts), self.history, self.emit)
         self.runtime.on_exit(self.deployment.replica_exited)
 
     async def emit(self, payload: msgspec.Struct, *, key: str = "") -> None:
