@@ -16,7 +16,7 @@ from loopback import MakeHost, address, until
 
 from leasehold.core.clock import SystemClock
 from leasehold.core.service import running
-from leasehold.images.coord import PROTOCOL_1_0
+from leasehold.images.coord import PROTOCOL_1_0, PROTOCOL_1_1
 from leasehold.images.coord.client import Client
 from leasehold.images.coord.messages import (
     ALREADY_PULLING,
@@ -34,7 +34,7 @@ from leasehold.images.discovery import key_of
 from leasehold.images.inflight import InFlight
 from leasehold.images.membership import Member, View
 from leasehold.images.negative import NegativeCache
-from leasehold.images.ports import ContentKind
+from leasehold.images.ports import ContentKind, FailureClass
 from leasehold.model.digest import Digest
 from leasehold.p2p import varint
 from leasehold.p2p.errors import PeerError
@@ -144,6 +144,28 @@ async def test_we_ask_them(peer: Peer, make_host: MakeHost) -> None:
         await stream.write(b"\x01x")
         await stream.read_frame(10)
     assert await client.pull_intent_query(peer.id, D) == intent
+
+
+async def test_version_1_1_both_ways(peer: Peer, make_host: MakeHost) -> None:
+    host = await make_host()
+    await serve(host, "them")
+    us, theirs = str(host.peer_id), PeerId.parse(peer.id)
+    await peer.call("dial", address=str(address(host)))
+    frame = envelope(encode(PullIntentRequest(D)))
+    answer = await peer.call("rpc", peer=us, frame=frame, protocol=PROTOCOL_1_1)
+    said = decode(bytes.fromhex(answer["frame"]))
+    assert isinstance(said, Intent)
+    assert said.has_cached
+
+    await peer.call("offer", protocol=PROTOCOL_1_1)
+    intent = Intent(hrw_rank=3, recently_failed=True, failure=FailureClass.NOT_FOUND)
+    await peer.call("reply", kind="0a", frame=envelope(encode(intent)))
+    only = Client(host, None, SystemClock(), protocols=(PROTOCOL_1_1,))
+    host.learn(theirs, [Multiaddr.parse(a) for a in peer.addresses])
+    assert await only.pull_intent_query(peer.id, D) == intent
+    both = Client(host, None, SystemClock())
+    assert await both.pull_intent_query(peer.id, D) == intent
+    assert (await peer.call("seen"))["frames"] == [frame, frame]
 
 
 async def test_a_large_message_both_ways(peer: Peer, make_host: MakeHost) -> None:

@@ -40,14 +40,15 @@ const hex = (bytes) => Buffer.from(bytes.subarray()).toString('hex')
 const unhex = (text) => Uint8Array.from(Buffer.from(text, 'hex'))
 const most = { maxInboundStreams: 4096, maxOutboundStreams: 4096 }
 
-await node.handle(COORD, async (stream) => {
+const serve = async (stream) => {
   const lp = lpStream(stream)
   const request = await lp.read()
   seen.push(hex(request))
   const reply = replies.get(hex(request).slice(0, 2))
   await lp.write(reply == null ? request.subarray() : unhex(reply))
   await stream.close()
-}, most)
+}
+await node.handle(COORD, serve, most)
 
 async function rpc (peer, frame, protocol = COORD) {
   const connection = node.getConnections(peer)[0] ?? await node.dial(peer)
@@ -76,6 +77,7 @@ const operations = {
     return { protocols: (await node.peerStore.get(peerIdFromString(peer))).protocols }
   },
   async reply ({ kind, frame }) { replies.set(kind, frame); return {} },
+  async offer ({ protocol }) { await node.handle(protocol, serve, most); return {} },
   async seen () { return { frames: seen.splice(0) } },
   async rpc ({ peer, frame, protocol }) { return { frame: await rpc(peerIdFromString(peer), frame, protocol) } },
   async provide ({ digest }) {

@@ -93,6 +93,10 @@ class Operations:
         replies[kind] = bytes.fromhex(frame)
         return {}
 
+    async def offer(self, protocol: str) -> dict:
+        self.host.set_stream_handler(TProtocol(protocol), serve)
+        return {}
+
     async def seen(self) -> dict:
         frames, seen[:] = list(seen), []
         return {"frames": frames}
