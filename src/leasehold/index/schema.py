@@ -22,7 +22,12 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from leasehold.core import tables
+
 metadata = MetaData()
+
+SCHEMA = tables.Schema("index", metadata)
+"""What a store prepares; see there how tables change."""
 
 BIG = BigInteger().with_variant(Integer, "sqlite")
 

@@ -31,7 +31,6 @@ from sqlalchemy import (
     and_,
     delete,
     event,
-    func,
     insert,
     or_,
     select,
@@ -43,6 +42,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError, not_found
 from leasehold.core.service import Service
+from leasehold.core.tables import Schema, prepare
 from leasehold.model.chain import LatestData
 
 metadata = MetaData()
@@ -84,6 +84,9 @@ runs = Table(
     Column("error", Text, nullable=False),
     Index("schedule_runs_task", "task", "id"),
 )
+
+SCHEMA = Schema("schedule", metadata)
+"""What a store prepares; see there how tables change."""
 
 KINDS = ("lastdata", "syncrange")
 
@@ -154,9 +157,7 @@ class ScheduleStore(Service):
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
         async with self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                await connection.execute(select(func.pg_advisory_xact_lock(7_274_103)))
-            await connection.run_sync(metadata.create_all)
+            await connection.run_sync(prepare, SCHEMA)
 
     # tasks
 
