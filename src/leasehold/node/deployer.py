@@ -251,7 +251,7 @@ class Deployer:
                 old = have.get(spell.name)
                 if old is None:
                     actions.append(Action(package.name, "create", spell.name))
-                elif old.code != blueprint.spell_code(spell):
+                elif not self._is_same_spell(spell, old):
                     actions.append(Action(package.name, "update", spell.name))
             names = set(package.names)
             actions += [Action(package.name, "remove", name) for name in set(have) - names]
@@ -305,14 +305,13 @@ class Deployer:
             s.name: self._decide_service(package, s, have.get(s.name)) for s in package.services
         }
         fingerprint = blueprint.fingerprint(package)
-        spells_same = await self._spells_unchanged(package, have)
         if (
             row is not None
             and row.fingerprint == fingerprint
             and row.status in ("ready", "degraded")
             and not (row.status == "degraded" and row.message)
             and all(what == "keep" for what in plan.values())
-            and spells_same
+            and all(self._is_same_spell(spell, have.get(spell.name)) for spell in package.spells)
             and set(have) == set(package.names)
         ):
             return Result(package.name, "unchanged", warnings=list(row.warnings))
@@ -348,17 +347,16 @@ class Deployer:
         )
         return result
 
-    async def _spells_unchanged(self, package: PackageDistro, have: Mapping[str, Instance]) -> bool:
-        for spell in package.spells:
-            old = have.get(spell.name)
-            if old is None or old.state != "live" or not old.is_spell:
-                return False
-            code = blueprint.spell_code(spell)
-            if old.code != code or self.spells.known_code(old.id) != code:
-                return False
-            if self.journal.aliases.get((ROOT_SCOPE, spell.name)) != old.id:
-                return False
-        return True
+    def _is_same_spell(self, spell: distro.SpellDistro, old: Instance | None) -> bool:
+        """Whether ``old`` is what ``spell`` says: installed, in its file, armed and named."""
+        if old is None or old.state != "live" or not old.is_spell:
+            return False
+        code = blueprint.spell_code(spell)
+        return (
+            old.code == code
+            and self.spells.known_code(old.id) == code
+            and self.journal.aliases.get((ROOT_SCOPE, spell.name)) == old.id
+        )
 
     async def _prepare(
         self,

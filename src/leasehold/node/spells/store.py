@@ -297,8 +297,15 @@ class SpellStore:
         if not isinstance(key, str) or not key or len(key) > MAX_KEY:
             raise LeaseholdError("bad_key", f"a key has 1 to {MAX_KEY} characters", got=key)
         if not may_write(role, key):
+            theirs = {
+                "host": "; its keys begin with h_ or hw_",
+                "worker": "; its keys begin with w_ or hw_",
+            }
             raise LeaseholdError(
-                "key_forbidden", f"{role} may not write {key!r}", kind=Kind.FORBIDDEN, path=key
+                "key_forbidden",
+                f"{role} may not write {key!r}{theirs.get(role, '')}",
+                kind=Kind.FORBIDDEN,
+                path=key,
             )
         row = db.execute("SELECT config FROM kv WHERE key = ?", (key,)).fetchone()
         if row is not None and row[0]:
