@@ -12,7 +12,8 @@ for an answer and lets requests in (``deploy.image_pulled``, ``volume_ready``, `
 ``deployment``  one lease: an actor running the table of ``machine``
 ``machine``     the six states and what moves them
 ``rollout``     one version brought up beside another without losing a request
-``monitor``     health and restarts; unknown is not unhealthy
+``monitor``     restarts what ended
+``verdict``     healthy, unhealthy or unknown; when a lease is given up
 ``workload``    names, revisions and environment, worked out of a manifest
 ``replica``     what is asked of a runtime, and what it answers
 ``routes``      ingress, node ports and names pointed at replicas

@@ -1,9 +1,7 @@
-"""Watches a workload that is up: starts again what ended, says when it is well and when it is not.
+"""Watches a workload that is up on this machine: starts again what ended, says how it is.
 
-Three answers, not two. *Healthy*: every replica of every service answers. *Unhealthy*: some
-replica is known not to. *Unknown*: the runtime could not be asked. Unknown changes nothing, counts
-for nothing and closes nothing. Only unhealthy checks in a row, after a grace while anything is
-being started, add up to giving the lease back, with the attempts left visible all along.
+Every replica is asked whether it answers; :mod:`.verdict` makes of it what is said and when the
+lease is given up. A replica that ended is started again, later each time.
 """
 
 from __future__ import annotations
@@ -16,25 +14,20 @@ from leasehold.core.retry import Backoff
 from leasehold.deploy.driver import Applied, Emit, Health
 from leasehold.deploy.replica import Replica, State
 from leasehold.deploy.rollout import Parts, Rollout, tcp_ports, wait_status
-from leasehold.deploy.workload import Workload
-from leasehold.model.events.lease import ReplicaExited, WorkloadHealthy, WorkloadUnhealthy
-
-UNSTABLE = 10000
-"""The market's reason code for a lease closed because its workload would not stay up."""
+from leasehold.deploy.verdict import Verdicts
+from leasehold.model.events.lease import ReplicaExited
 
 log = get_logger(__name__)
 
 
-class Monitor:
+class Monitor(Verdicts):
     """Of one applied version; cancelled before another is brought up."""
 
     def __init__(self, parts: Parts, applied: Applied, health: Health, emit: Emit) -> None:
+        super().__init__(
+            applied, health, emit, settings=parts.settings, rng=parts.rng, market=parts.market
+        )
         self.parts = parts
-        self.applied = applied
-        self.health = health
-        self.emit = emit
-        self.settings = parts.settings
-        self.health.attempts_left = self.settings.monitor_attempts
         self._news = asyncio.Event()
         self._ended: dict[str, Replica] = {}
 
@@ -54,18 +47,12 @@ class Monitor:
                 for key in missing:
                     if key not in restarting or restarting[key].done():
                         restarting[key] = tasks.create_task(self._restart(key))
-                wait = self._wait()
+                wait = self.wait()
                 try:
                     async with self.parts.clock.timeout(wait):
                         await self._news.wait()
                 except TimeoutError:
                     pass
-
-    def _wait(self) -> float:
-        s, rng = self.settings, self.parts.rng
-        if self.health.healthy:
-            return s.monitor_period + rng.uniform(0, s.monitor_jitter)
-        return s.monitor_retry + rng.uniform(0, s.monitor_retry_jitter)
 
     async def _check(self) -> list[str]:
         """One look. Returns the keys that should run and do not."""
@@ -74,14 +61,14 @@ class Monitor:
             found = {r.key: r for r in await self.parts.runtime.replicas(lease)}
             missing, silent = await self._ask(found)
         except (LeaseholdError, OSError) as error:
-            self._unknown(str(error))
+            self.unknown(str(error))
             return []
         if not missing and not silent:
-            await self._healthy()
+            await self.healthy()
         else:
             names = sorted({key.rsplit("-", 2)[0].split("-", 1)[1] for key in missing + silent})
             how = "not running" if missing else "not answering"
-            await self._unhealthy(f"{', '.join(names)}: {how}")
+            await self.unhealthy(f"{', '.join(names)}: {how}")
         return missing
 
     async def _ask(self, found: dict[str, Replica]) -> tuple[list[str], list[str]]:
@@ -95,47 +82,6 @@ class Monitor:
             elif not await self.parts.runtime.answers(replica, tcp_ports(service)):
                 silent.append(key)
         return missing, silent
-
-    def _unknown(self, why: str) -> None:
-        if self.health.healthy is not None or self.health.reason != why:
-            log.warning("monitor.unknown", lease=str(self.applied.workload.lease), reason=why)
-        self.health.healthy, self.health.reason = None, why
-
-    async def _healthy(self) -> None:
-        said = self.health.healthy
-        self.health.healthy, self.health.reason = True, ""
-        self.health.unhealthy_checks = 0
-        self.health.attempts_left = self.settings.monitor_attempts
-        if said is False:
-            await self.emit(self._event(WorkloadHealthy))
-
-    async def _unhealthy(self, reason: str) -> None:
-        before = self.health.healthy
-        self.health.healthy, self.health.reason = False, reason
-        self.health.unhealthy_checks += 1
-        self.health.attempts_left = max(
-            0, self.settings.monitor_attempts - self.health.unhealthy_checks
-        )
-        if before is not False:
-            workload = self.applied.workload
-            await self.emit(WorkloadUnhealthy(id=workload.lease, hash=workload.hash, reason=reason))
-        if self.health.unhealthy_checks > self.settings.monitor_attempts:
-            await self._give_up()
-
-    def _event(self, kind: type[WorkloadHealthy]) -> WorkloadHealthy:
-        workload: Workload = self.applied.workload
-        return kind(id=workload.lease, hash=workload.hash)
-
-    async def _give_up(self) -> None:
-        """Close the bid; tried again at every further check until the market has it."""
-        lease = self.applied.workload.lease
-        if self.parts.market is None:
-            return
-        try:
-            await self.parts.market.close_bid(lease, reason=UNSTABLE)
-            log.warning("monitor.gave_up", lease=str(lease), reason=self.health.reason)
-        except (LeaseholdError, OSError) as error:
-            log.warning("monitor.close_failed", lease=str(lease), error=str(error))
 
     async def _restart(self, key: str) -> None:
         """Start one replica again, later each time, until it is up or we are cancelled."""
