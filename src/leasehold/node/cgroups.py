@@ -3,6 +3,10 @@
 Standard library only. Works with version 2, version 1 and the hybrid of both; where no hierarchy
 is writable there are simply no groups and the callers fall back to sessions and rlimits. Groups
 are named ``leasehold-node/<key>/<id>``, with ``key`` telling nodes on one machine apart.
+
+A process that is the runtime of a container makes a second group, ``<id>.box``, for what is inside,
+in every hierarchy there is. It lies beside the first, since version 2 allows no limits below a
+group that has processes; it is ended and removed with it, whatever became of the runtime.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import time
 
 PARENT = "leasehold-node"
+BOX = ".box"
 PERIOD_US = 100_000
 """CFS period in microseconds, the kernel's default."""
 
@@ -23,9 +28,11 @@ class Hierarchies:
         self.key = key
         self.v2: str | None = None
         self.controllers: dict[str, str] = {}
+        self.all: list[str] = []
         for mount, kind, options in _mounts():
             if not os.access(mount, os.W_OK):
                 continue
+            self.all.append(mount)
             if kind == "cgroup2":
                 self.v2 = mount
             else:
@@ -89,20 +96,26 @@ class Hierarchies:
                 out.append(("cpu.cfs_quota_us", str(quota)))
         return out
 
+    def _groups(self, id: str) -> list[str]:
+        """Every directory that is, or may be, a group of ``id``."""
+        boxes = [os.path.join(self._base(mount), id + BOX) for mount in self.all]
+        return boxes + [os.path.join(self._base(mount), id) for mount in self._mounts_used()]
+
     def processes(self, id: str) -> set[int]:
         """Every process in a group of ``id``."""
         pids: set[int] = set()
-        for mount in self._mounts_used():
+        for path in self._groups(id):
             with contextlib.suppress(OSError):
-                with open(os.path.join(self._base(mount), id, "cgroup.procs")) as file:
+                with open(os.path.join(path, "cgroup.procs")) as file:
                     pids.update(int(line) for line in file)
         return pids
 
     def kill(self, id: str) -> None:
         """SIGKILL everything in the groups of ``id``."""
         if self.v2:
-            with contextlib.suppress(OSError):
-                _write(os.path.join(self._base(self.v2), id, "cgroup.kill"), "1")
+            for name in (id, id + BOX):
+                with contextlib.suppress(OSError):
+                    _write(os.path.join(self._base(self.v2), name, "cgroup.kill"), "1")
         for pid in self.processes(id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
@@ -111,8 +124,7 @@ class Hierarchies:
         """Remove the groups of ``id``; False when a process is still in one after ``wait`` s."""
         deadline = time.monotonic() + wait
         gone = True
-        for mount in self._mounts_used():
-            path = os.path.join(self._base(mount), id)
+        for path in self._groups(id):
             while True:
                 try:
                     os.rmdir(path)
@@ -130,17 +142,28 @@ class Hierarchies:
     def ids(self) -> set[str]:
         """Every id that has a group."""
         found: set[str] = set()
-        for mount in self._mounts_used():
+        for mount in self.all:
             with contextlib.suppress(OSError):
                 with os.scandir(self._base(mount)) as entries:
-                    found.update(entry.name for entry in entries if entry.is_dir())
+                    found.update(e.name.removesuffix(BOX) for e in entries if e.is_dir())
         return found
 
     def remove_all(self) -> None:
         """Remove the (empty) parent of this node's groups."""
-        for mount in self._mounts_used():
+        for mount in self.all:
             with contextlib.suppress(OSError):
                 os.rmdir(self._base(mount))
+
+
+def key_of(root: str) -> str:
+    """A name for the state folder ``root`` that no other one on this machine has."""
+    info = os.stat(root)
+    return f"{info.st_dev:x}-{info.st_ino:x}"
+
+
+def box_of(root: str, id: str) -> str:
+    """The group of the container ``id`` of the node in ``root``, as a runtime is told."""
+    return f"/{PARENT}/{key_of(root)}/{id}{BOX}"
 
 
 def _mounts() -> list[tuple[str, str, set[str]]]:

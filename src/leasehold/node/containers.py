@@ -1,10 +1,11 @@
 """Services as containers with runc or crun, supervised by the keeper like any other process.
 
 The keeper runs the runtime in the foreground, so restart policy, log, stop and adoption are those
-of host processes; only the command differs. Layers are overlaid at every start, in a mount
-namespace of the container's own process, so that nothing stays mounted when it ends. The container
-has no network, no capabilities and no new privileges; it sees its socket directory at
-``/run/leasehold`` and its data at ``/data``.
+of host processes; only the command differs. The control group of what is inside is the keeper's
+too, which ends it even when the runtime was killed and could not. Layers are overlaid at every
+start, in a mount namespace of the container's own process, so that nothing stays mounted when it
+ends. The container has no network, no capabilities and no new privileges; it sees its socket
+directory at ``/run/leasehold`` and its data at ``/data``.
 
 An implementation of the ``Containers`` port for nodes that have a runtime and an image store and
 nothing else. A deployment system may offer its own.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.node.cgroups import box_of
 from leasehold.node.ports import ContainerSpec, PackageImages
 from leasehold.node.supervisor import Supervisor
 
@@ -134,7 +136,7 @@ class OciContainers:
                 bind(spec.data_dir, "/data"),
             ],
             "linux": {
-                "cgroupsPath": f"/leasehold-node-containers/{spec.id}",
+                "cgroupsPath": box_of(str(self.supervisor.root), spec.id),
                 "resources": limits,
                 "namespaces": [
                     {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")

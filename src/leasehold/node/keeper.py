@@ -39,7 +39,7 @@ import time
 from collections import deque
 from typing import Any
 
-from leasehold.node.cgroups import Hierarchies
+from leasehold.node.cgroups import Hierarchies, key_of
 from leasehold.node.sockets import listen
 
 TERM_GRACE = 5.0
@@ -140,7 +140,7 @@ class Keeper:
         self.selector = selectors.DefaultSelector()
         self.timers: list[tuple[float, int, Any, tuple[Any, ...]]] = []
         self.serial = itertools.count()
-        self.groups = Hierarchies(_key(root))
+        self.groups = Hierarchies(key_of(root))
         self.running = True
         self.idle_since = time.monotonic()
         self.journal_path = os.path.join(root, "keeper.journal")
@@ -693,12 +693,6 @@ def _start_time(pid: int) -> int:
 def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
-
-
-def _key(root: str) -> str:
-    """A name for this state folder that no other one on this machine has."""
-    info = os.stat(root)
-    return f"{info.st_dev:x}-{info.st_ino:x}"
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import pytest
 from leasehold.app.demo import debris
 from leasehold.app.demo.image import build
 from leasehold.cli.client import operator
+from leasehold.node.cgroups import key_of
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "packages"
 UP_WAIT = 60.0
@@ -192,9 +193,23 @@ def live(registry: RunningRegistry) -> Iterator[Live]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        left = debris.find(state, mark)
+        left = debris.find(state, mark) + _groups(state / "node")
         shutil.rmtree(state)
     assert not left, left
+
+
+def _groups(root: Path) -> list[str]:
+    """Control groups of the node in ``root``, and what runs in them."""
+    key = key_of(str(root))
+    inside = [p for p in Path("/proc").glob("[0-9]*/cgroup") if key in _text(p)]
+    return [str(path) for path in (*Path("/sys/fs/cgroup").rglob(key), *inside)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _wait(state: Path, process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:

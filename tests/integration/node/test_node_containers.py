@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from leasehold.core.errors import LeaseholdError
+from leasehold.node.cgroups import box_of
 from leasehold.node.containers import OciContainers
 from leasehold.node.distro import Limits, PackageDistro, ServiceDistro
 from leasehold.node.settings import NodeSettings
@@ -129,5 +130,6 @@ async def test_a_container_service(tmp_path: Path, boxes: Path) -> None:
         assert not await node.supervisor.refresh()
         assert [p.name for p in (boxes / "run").iterdir() if p.name != "state"] == []
         assert str(boxes) not in Path("/proc/self/mounts").read_text()
-        groups = Path("/sys/fs/cgroup").glob("*/leasehold-node-containers/*/")
-        assert not [group for group in groups if group.name == id]
+        box = box_of(str(tmp_path / "node"), id)
+        assert not [p for p in Path("/proc").glob("[0-9]*/cgroup") if box in p.read_text()]
+        assert not list(Path("/sys/fs/cgroup").glob(f"*{box}"))
