@@ -16,6 +16,7 @@ import msgspec
 
 from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
+from leasehold.core.retry import Backoff, retrying
 from leasehold.market.accounts import Key, sign_token
 from leasehold.market.client import LedgerClient
 from leasehold.model.manifest import Manifest, canonical
@@ -31,6 +32,9 @@ HEALTHY_WAIT = 600.0
 POLL_FIRST = 0.01
 POLL_CAP = 0.25
 """Seconds between looks at the market for bids; grows from one to the other."""
+
+PROVIDER_WAIT = 60.0
+"""Seconds a provider that does not answer is asked again: it may be restarting."""
 
 LONG_POLL = 20.0
 """Seconds the provider may hold a question for news of the timeline."""
@@ -181,6 +185,20 @@ class Tenant:
                 yield story
 
     async def _request(self, method: str, url: str, **options: Any) -> Any:
+        """Ask the provider; again while it does not answer, since every request may be repeated."""
+        deadline = self.clock.monotonic() + PROVIDER_WAIT
+        return await retrying(
+            lambda: self._ask(method, url, **options),
+            clock=self.clock,
+            backoff=Backoff(first=0.1, cap=2.0),
+            retry_on=lambda error: (
+                isinstance(error, LeaseholdError)
+                and error.code == "provider_unreachable"
+                and self.clock.monotonic() < deadline
+            ),
+        )
+
+    async def _ask(self, method: str, url: str, **options: Any) -> Any:
         headers = {
             "Authorization": f"Bearer {sign_token(self.key, self.clock.now())}",
             "Content-Type": "application/json",

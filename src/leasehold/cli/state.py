@@ -6,6 +6,7 @@ reads it to find the gateway, the ledger and the ingress of this machine without
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -41,7 +42,8 @@ def running(state: Path | None = None) -> Running:
     file = folder / "run.json"
     try:
         found = msgspec.json.decode(file.read_bytes(), type=Running)
-        os.kill(found.pid, 0)
+        with contextlib.suppress(PermissionError):  # it lives, and is another user's
+            os.kill(found.pid, 0)
     except (OSError, msgspec.MsgspecError):
         raise LeaseholdError(
             "not_up",

@@ -30,9 +30,11 @@ from leasehold.app.tenant import Deployed, Stage, Tenant, first_answer
 from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.service import Service
+from leasehold.core.web import bind
 from leasehold.market.accounts import Key
 from leasehold.model import sdl
 from leasehold.model.market import LeaseId
+from leasehold.storage.immutable import set_tree
 
 UP_WAIT = 60.0
 """Seconds the provider may take to be ready."""
@@ -45,16 +47,17 @@ REPOSITORY = "leasehold/hello:1"
 ACCOUNT = "demo"
 GIFT = "500000000"
 
-SETTINGS = """# A provider beside whatever else runs on this machine: every port is a free one.
+SETTINGS = """# A provider beside whatever else runs on this machine: every port is a free one, and
+# those that others ask stay the same when it is started again.
 [market]
-port = 0
+port = {market}
 [dispatch]
 manager_port = 0
 worker_port = 0
 [schedule]
 port = 0
 [gateway]
-port = 0
+port = {gateway}
 [ops]
 port = 0
 [deploy]
@@ -154,7 +157,9 @@ class Demo(Service):
     async def _provider(self) -> str:
         state = self.folder / "provider"
         state.mkdir(exist_ok=True)
-        (state / "leasehold.toml").write_text(SETTINGS.format(mark=self.mark))
+        (state / "leasehold.toml").write_text(
+            SETTINGS.format(mark=self.mark, market=_free_port(), gateway=_free_port())
+        )
         running = await self.start_provider()
         return f"{running.gateway}, operator {running.provider}"
 
@@ -264,10 +269,19 @@ class Demo(Service):
             self.result.removed.append("registry")
         self.result.left = debris.find(self.folder, self.mark)
         if not self.result.left:
-            await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
-            self.result.removed.append(f"folder {self.folder}")
+            await asyncio.to_thread(self._remove_folder)
         self.result.ok = self.result.ok and not self.result.left
         return self.result
+
+    def _remove_folder(self) -> None:
+        # The volume of the closed lease is kept, frozen, until its retention ends; not here.
+        set_tree(self.folder, False)
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            self.result.left.append(f"folder {self.folder}: {error}")
+        else:
+            self.result.removed.append(f"folder {self.folder}")
 
     async def _close_lease(self) -> None:
         if self._lease is None or self._key is None:
@@ -289,6 +303,11 @@ class Demo(Service):
             return
         while self.running() is not None:
             await self.clock.sleep(0.05)
+
+
+def _free_port() -> int:
+    with bind("127.0.0.1", 0, what="demo") as sock:
+        return int(sock.getsockname()[1])
 
 
 def _last_line(file: Path) -> str:

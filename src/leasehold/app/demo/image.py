@@ -25,7 +25,11 @@ data=${DATA:-/data}
 mkdir -p $data/www
 echo "start $(date +%s)" >> $data/starts
 echo "${GREETING:-hello}, start number $(wc -l < $data/starts)" > $data/www/index.html
-exec httpd -f -p 8080 -h $data/www
+# As process 1 it must ask for SIGTERM to get it.
+trap 'kill $server; exit 0' TERM
+httpd -f -p 8080 -h $data/www &
+server=$!
+wait $server
 """
 
 
