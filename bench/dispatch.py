@@ -1,7 +1,9 @@
 """Tasks through a manager to a worker in another process and back, beside what it is made of.
 
-Ceiling: a bare grpc.aio bidirectional echo between the same two processes. Peers: Celery and
-dramatiq over Redis, each with one worker process, as people run them for small tasks.
+Ceiling: a bare grpc.aio bidirectional echo between the same two processes, one message for each
+payload. Ours is above it with many in flight because what waits travels in one message; with one in
+flight nothing waits. Peers: Celery and dramatiq over Redis, each with one worker process, as people
+run them for small tasks.
 """
 
 from __future__ import annotations

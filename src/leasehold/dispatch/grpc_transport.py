@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from leasehold.dispatch.security import (
 )
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.transport import LinkClosed, OnStream
-from leasehold.dispatch.wire import DEFAULT_VERSION, FEATURES, Hello, Request, Response
+from leasehold.dispatch.wire import BATCH, DEFAULT_VERSION, FEATURES, Hello, Request, Response
 
 SERVICE = "indexer.IndexerService"
 METHOD = f"/{SERVICE}/TaskRPC"
@@ -71,8 +73,12 @@ def encode_request(request: Request) -> bytes:
     return message.SerializeToString()
 
 
-def decode_request(data: bytes) -> Request:
+def decode_requests(data: bytes) -> list[Request]:
     message = pb.TaskRequest.FromString(data)
+    return [_request(message), *(_request(pb.TaskRequest.FromString(d)) for d in _more(message))]
+
+
+def _request(message: pb.TaskRequest) -> Request:
     return Request(
         message.id,
         message.type,
@@ -100,8 +106,12 @@ def encode_response(response: Response) -> bytes:
     return message.SerializeToString()
 
 
-def decode_response(data: bytes) -> Response:
+def decode_responses(data: bytes) -> list[Response]:
     message = pb.TaskResponse.FromString(data)
+    return [_response(message), *(_response(pb.TaskResponse.FromString(d)) for d in _more(message))]
+
+
+def _response(message: pb.TaskResponse) -> Response:
     error = message.error if message.HasField("error") else None
     return Response(
         message.id,
@@ -114,6 +124,49 @@ def decode_response(data: bytes) -> Response:
         message.version,
     )
 
+
+def _more(message: pb.TaskRequest | pb.TaskResponse) -> Sequence[bytes]:
+    """What travels with ``message``; ValueError when that is more than anybody may send."""
+    if len(message.more) >= BATCH:
+        raise ValueError(f"{len(message.more) + 1} messages in one, at most {BATCH} may be")
+    return message.more
+
+
+MORE_REQUESTS, MORE_RESPONSES = b"\x9a\x01", b"\x82\x01"
+"""Tags of the fields ``more``: numbers 19 and 16, each the bytes of a message."""
+
+
+def together(encoded: Sequence[bytes], tag: bytes) -> bytes:
+    """Messages as one: the first, with the others in its field ``more``."""
+    parts = [encoded[0]]
+    for message in encoded[1:]:
+        size = len(message)
+        parts.append(tag)
+        while size > 0x7F:
+            parts.append(bytes((size & 0x7F | 0x80,)))
+            size >>= 7
+        parts += (bytes((size,)), message)
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How one end of a stream writes and reads; both directions in one place."""
+
+    encode: Callable[[Any], bytes]
+    tag: bytes
+    decode: Callable[[bytes], list[Any]]
+
+    def frames(self, messages: Sequence[Any], hello: Hello) -> list[bytes]:
+        """What to write for ``messages`` to a peer that said ``hello``."""
+        encoded = [self.encode(message) for message in messages]
+        if len(encoded) == 1 or "batch" not in hello.features:
+            return encoded
+        return [together(encoded, self.tag)]
+
+
+MANAGER_CODEC = Codec(encode_request, MORE_REQUESTS, decode_responses)
+WORKER_CODEC = Codec(encode_response, MORE_RESPONSES, decode_requests)
 
 # what a peer says about itself
 
@@ -149,70 +202,68 @@ def hello_of(metadata: Sequence[tuple[str, Any]] | None, peer: str) -> Hello:
 # links
 
 
-class _CallerLink:
-    """The end of a stream that dialled; sends ``S`` and receives ``R``."""
+class _Link:
+    """One end of a stream; what came together is given out one by one."""
 
-    def __init__(self, channel: grpc.aio.Channel, call: Any, decode: Any, peer: str) -> None:
-        self._channel = channel
-        self._call = call
-        self._decode = decode
-        self._hello: Hello | None = None
-        self._early = Hello(peer=peer)
+    hello: Hello
 
-    @property
-    def hello(self) -> Hello:
-        return self._hello or self._early
+    def __init__(self, stream: Any, codec: Codec) -> None:
+        self._stream = stream
+        self._codec = codec
+        self._received: deque[Any] = deque()
 
-    async def send(self, message: Any) -> None:
+    async def send(self, *messages: Any) -> None:
         try:
-            await self._call.write(message)
+            for frame in self._codec.frames(messages, self.hello):
+                await self._stream.write(frame)
         except _BROKEN as error:
             raise LinkClosed(_reason(error)) from None
 
     async def receive(self) -> Any:
+        if self._received:
+            return self._received.popleft()
         try:
-            data = await self._call.read()
-            if self._hello is None:
-                self._hello = hello_of(await self._call.initial_metadata(), self._early.peer)
+            data = await self._stream.read()
+            await self._greeted()
         except _BROKEN as error:
             raise LinkClosed(_reason(error)) from None
         if data is aio.EOF:
             return None
         try:
-            return self._decode(data)
+            self._received.extend(self._codec.decode(data))
         except Exception as error:
             raise LinkClosed(f"undecodable message: {error}") from None
+        return self._received.popleft()
+
+    async def _greeted(self) -> None:
+        """Something was received: what the peer says about itself is known."""
+
+
+class _CallerLink(_Link):
+    """The end of a stream that dialled."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: Any, codec: Codec, peer: str) -> None:
+        super().__init__(call, codec)
+        self.hello = Hello(peer=peer)
+        self._channel = channel
+        self._met = False
+
+    async def _greeted(self) -> None:
+        if not self._met:
+            self._met = True
+            self.hello = hello_of(await self._stream.initial_metadata(), self.hello.peer)
 
     async def close(self) -> None:
-        self._call.cancel()
+        self._stream.cancel()
         await self._channel.close(None)
 
 
-class _ServerLink:
+class _ServerLink(_Link):
     """The end of a stream that was dialled."""
 
-    def __init__(self, context: Any, hello: Hello, decode: Any) -> None:
-        self._context = context
+    def __init__(self, context: Any, hello: Hello, codec: Codec) -> None:
+        super().__init__(context, codec)
         self.hello = hello
-        self._decode = decode
-
-    async def send(self, message: Any) -> None:
-        try:
-            await self._context.write(message)
-        except _BROKEN as error:
-            raise LinkClosed(_reason(error)) from None
-
-    async def receive(self) -> Any:
-        try:
-            data = await self._context.read()
-        except _BROKEN as error:
-            raise LinkClosed(_reason(error)) from None
-        if data is aio.EOF:
-            return None
-        try:
-            return self._decode(data)
-        except Exception as error:
-            raise LinkClosed(f"undecodable message: {error}") from None
 
     async def close(self) -> None:
         """Ends when the handler returns."""
@@ -266,8 +317,7 @@ class GrpcDialer:
             host=split_address(address)[0],
             hello=self.hello,
             credentials=self._credentials,
-            encode=encode_request,
-            decode=decode_response,
+            codec=MANAGER_CODEC,
         )
 
 
@@ -279,8 +329,7 @@ def open_stream(
     host: str,
     hello: Hello,
     credentials: grpc.ChannelCredentials | None,
-    encode: Any,
-    decode: Any,
+    codec: Codec,
 ) -> _CallerLink:
     """One channel with one stream; ``host`` is the name a certificate must have."""
     settable: list[tuple[str, Any]] = [*options(settings), ("grpc.enable_retries", 0)]
@@ -289,11 +338,9 @@ def open_stream(
     else:
         settable.append(("grpc.ssl_target_name_override", host))
         channel = grpc.aio.secure_channel(target, credentials, options=settable)
-    method_call: Any = channel.stream_stream(
-        method, request_serializer=encode, response_deserializer=None
-    )
-    call = method_call(metadata=metadata_of(hello, settings.token))
-    return _CallerLink(channel, call, decode, target)
+    stream_stream: Any = channel.stream_stream  # raw bytes both ways, which its stub does not know
+    call = stream_stream(method)(metadata=metadata_of(hello, settings.token))
+    return _CallerLink(channel, call, codec, target)
 
 
 class _StreamHandler(grpc.GenericRpcHandler):  # type: ignore[type-arg]
@@ -317,16 +364,14 @@ class StreamServer:
         host: str,
         port: int,
         method: str,
-        encode: Any,
-        decode: Any,
+        codec: Codec,
         setting: str,
     ) -> None:
         self.settings = settings
         self.host = host
         self.port = port
         self._method = method
-        self._encode = encode
-        self._decode = decode
+        self._codec = codec
         self._setting = setting
         self._server: grpc.aio.Server | None = None
         self._streams = 0
@@ -346,14 +391,12 @@ class StreamServer:
             self._streams += 1
             try:
                 await context.send_initial_metadata(told)
-                link = _ServerLink(context, hello_of(metadata, context.peer()), self._decode)
+                link = _ServerLink(context, hello_of(metadata, context.peer()), self._codec)
                 await on_stream(link)
             finally:
                 self._streams -= 1
 
-        handler = grpc.stream_stream_rpc_method_handler(
-            serve, request_deserializer=None, response_serializer=self._encode
-        )
+        handler = grpc.stream_stream_rpc_method_handler(serve)
         server = grpc.aio.server(options=[*options(settings), ("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((_StreamHandler(self._method, handler),))
         where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -388,8 +431,7 @@ class GrpcListener(StreamServer):
             host=settings.worker_host,
             port=settings.worker_port,
             method=METHOD,
-            encode=encode_response,
-            decode=decode_request,
+            codec=WORKER_CODEC,
             setting="dispatch.worker_port",
         )
 
@@ -405,8 +447,7 @@ class AttachServer(StreamServer):
             host=settings.manager_host,
             port=settings.attach_port,
             method=ATTACH,
-            encode=encode_request,
-            decode=decode_response,
+            codec=MANAGER_CODEC,
             setting="dispatch.attach_port",
         )
 
@@ -420,8 +461,7 @@ def attach(settings: DispatchSettings, address: str, hello: Hello) -> _CallerLin
         host=split_address(address)[0],
         hello=hello,
         credentials=channel_credentials(settings),
-        encode=encode_response,
-        decode=decode_request,
+        codec=WORKER_CODEC,
     )
 
 
@@ -448,8 +488,9 @@ __all__ = [
     "GrpcListener",
     "OnStream",
     "attach",
-    "decode_request",
-    "decode_response",
+    "decode_requests",
+    "decode_responses",
     "encode_request",
     "encode_response",
+    "together",
 ]

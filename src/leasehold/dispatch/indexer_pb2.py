@@ -4,38 +4,41 @@
 # source: indexer.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "indexer.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'indexer.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\rindexer.proto\x12\x07indexer"&\n\tTaskError\x12\x0b\n\x03msg\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t"\x8c\x01\n\x0bTaskRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0c\n\x04\x66rom\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x10 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x11 \x01(\x05\x12\x0e\n\x06\x63redit\x18\x12 \x01(\x05"\x8b\x01\n\x0cTaskResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\x03\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.indexer.TaskError\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x32L\n\x0eIndexerService\x12:\n\x07TaskRPC\x12\x14.indexer.TaskRequest\x1a\x15.indexer.TaskResponse(\x01\x30\x01\x32J\n\rAttachService\x12\x39\n\x06\x41ttach\x12\x15.indexer.TaskResponse\x1a\x14.indexer.TaskRequest(\x01\x30\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rindexer.proto\x12\x07indexer\"&\n\tTaskError\x12\x0b\n\x03msg\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"\x9a\x01\n\x0bTaskRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0c\n\x04\x66rom\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x10 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x11 \x01(\x05\x12\x0e\n\x06\x63redit\x18\x12 \x01(\x05\x12\x0c\n\x04more\x18\x13 \x03(\x0c\"\x99\x01\n\x0cTaskResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\x03\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.indexer.TaskError\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x12\x0c\n\x04more\x18\x10 \x03(\x0c\x32L\n\x0eIndexerService\x12:\n\x07TaskRPC\x12\x14.indexer.TaskRequest\x1a\x15.indexer.TaskResponse(\x01\x30\x01\x32J\n\rAttachService\x12\x39\n\x06\x41ttach\x12\x15.indexer.TaskResponse\x1a\x14.indexer.TaskRequest(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "indexer_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'indexer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_TASKERROR"]._serialized_start = 26
-    _globals["_TASKERROR"]._serialized_end = 64
-    _globals["_TASKREQUEST"]._serialized_start = 67
-    _globals["_TASKREQUEST"]._serialized_end = 207
-    _globals["_TASKRESPONSE"]._serialized_start = 210
-    _globals["_TASKRESPONSE"]._serialized_end = 349
-    _globals["_INDEXERSERVICE"]._serialized_start = 351
-    _globals["_INDEXERSERVICE"]._serialized_end = 427
-    _globals["_ATTACHSERVICE"]._serialized_start = 429
-    _globals["_ATTACHSERVICE"]._serialized_end = 503
+  DESCRIPTOR._loaded_options = None
+  _globals['_TASKERROR']._serialized_start=26
+  _globals['_TASKERROR']._serialized_end=64
+  _globals['_TASKREQUEST']._serialized_start=67
+  _globals['_TASKREQUEST']._serialized_end=221
+  _globals['_TASKRESPONSE']._serialized_start=224
+  _globals['_TASKRESPONSE']._serialized_end=377
+  _globals['_INDEXERSERVICE']._serialized_start=379
+  _globals['_INDEXERSERVICE']._serialized_end=455
+  _globals['_ATTACHSERVICE']._serialized_start=457
+  _globals['_ATTACHSERVICE']._serialized_end=531
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -14,7 +15,7 @@ class TaskError(_message.Message):
     def __init__(self, msg: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
 
 class TaskRequest(_message.Message):
-    __slots__ = ("version", "id", "type", "payload", "timeout_ms", "attempt", "credit")
+    __slots__ = ("version", "id", "type", "payload", "timeout_ms", "attempt", "credit", "more")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +24,7 @@ class TaskRequest(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     version: str
     id: str
     type: str
@@ -30,10 +32,11 @@ class TaskRequest(_message.Message):
     timeout_ms: int
     attempt: int
     credit: int
-    def __init__(self, version: _Optional[str] = ..., id: _Optional[str] = ..., type: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., credit: _Optional[int] = ..., **kwargs) -> None: ...
+    more: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, version: _Optional[str] = ..., id: _Optional[str] = ..., type: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., credit: _Optional[int] = ..., more: _Optional[_Iterable[bytes]] = ..., **kwargs) -> None: ...
 
 class TaskResponse(_message.Message):
-    __slots__ = ("version", "id", "type", "order", "final", "error", "payload")
+    __slots__ = ("version", "id", "type", "order", "final", "error", "payload", "more")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +44,7 @@ class TaskResponse(_message.Message):
     FINAL_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     version: str
     id: str
     type: str
@@ -48,4 +52,5 @@ class TaskResponse(_message.Message):
     final: bool
     error: TaskError
     payload: bytes
-    def __init__(self, version: _Optional[str] = ..., id: _Optional[str] = ..., type: _Optional[str] = ..., order: _Optional[int] = ..., final: _Optional[bool] = ..., error: _Optional[_Union[TaskError, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    more: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, version: _Optional[str] = ..., id: _Optional[str] = ..., type: _Optional[str] = ..., order: _Optional[int] = ..., final: _Optional[bool] = ..., error: _Optional[_Union[TaskError, _Mapping]] = ..., payload: _Optional[bytes] = ..., more: _Optional[_Iterable[bytes]] = ...) -> None: ...

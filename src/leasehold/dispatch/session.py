@@ -21,7 +21,18 @@ from leasehold.core.logs import get_logger
 from leasehold.dispatch import metrics
 from leasehold.dispatch.task import Attempt, is_refusal
 from leasehold.dispatch.transport import LinkClosed, WorkerLink
-from leasehold.dispatch.wire import CANCEL, CREDIT, GOODBYE, PING, PONG, Grant, Request, new_id
+from leasehold.dispatch.wire import (
+    BATCH,
+    BATCH_BYTES,
+    CANCEL,
+    CREDIT,
+    GOODBYE,
+    PING,
+    PONG,
+    Grant,
+    Request,
+    new_id,
+)
 
 REMEMBERED = 1024
 """Ids of ended tasks kept per stream, to tell late responses from unknown ones."""
@@ -178,16 +189,28 @@ class Session:
         link, control, tasks = self.link, self._control, self._tasks
         try:
             while True:
-                if control:
-                    await link.send(control.popleft())
-                elif tasks:
-                    await link.send(self._request_of(tasks.popleft()))
-                    self.sent += 1
+                if control or tasks:
+                    await link.send(*self._next())
                 else:
                     self._wake.clear()
                     await self._wake.wait()
         except LinkClosed as reason:
             self._broke(reason)
+
+    def _next(self) -> list[Request]:
+        """What goes into the next message: as much as the worker takes in one."""
+        control, tasks = self._control, self._tasks
+        limit = BATCH if "batch" in self.link.hello.features else 1
+        batch: list[Request] = []
+        size = 0
+        while control and len(batch) < limit:
+            batch.append(control.popleft())
+        while tasks and len(batch) < limit and size < BATCH_BYTES:
+            request = self._request_of(tasks.popleft())
+            size += len(request.payload)
+            batch.append(request)
+            self.sent += 1
+        return batch
 
     def _broke(self, reason: LinkClosed) -> None:
         self.reason = str(reason)

@@ -92,8 +92,9 @@ class _ManagerEnd:
         self._link = link
         self.hello = hello
 
-    async def send(self, request: Request) -> None:
-        await self._link.down.put(request)
+    async def send(self, *requests: Request) -> None:
+        for request in requests:
+            await self._link.down.put(request)
 
     async def receive(self) -> Response | None:
         return await self._link.up.get()
@@ -107,8 +108,9 @@ class _WorkerEnd:
         self._link = link
         self.hello = hello
 
-    async def send(self, response: Response) -> None:
-        await self._link.up.put(response)
+    async def send(self, *responses: Response) -> None:
+        for response in responses:
+            await self._link.up.put(response)
 
     async def receive(self) -> Request | None:
         return await self._link.down.get()

@@ -2,7 +2,8 @@
 
 A *link* is one open stream. ``send`` and ``receive`` are each called by one task at a time and
 never cancelled half-way by the code above; ``receive`` returns None when the peer is gone,
-however it went. Closing a link ends both ends.
+however it went. Several messages given to one ``send`` may travel together if the peer's hello says
+``batch``; they are received one by one all the same. Closing a link ends both ends.
 
 Transports are found by the name of their type in :data:`TRANSPORTS` and loaded when they are used,
 so that managers, pools and tasks know none of them.
@@ -25,7 +26,7 @@ class WorkerLink(Protocol):
         """What the worker said about itself; complete once anything was received."""
         ...
 
-    async def send(self, request: Request) -> None: ...
+    async def send(self, *requests: Request) -> None: ...
 
     async def receive(self) -> Response | None: ...
 
@@ -38,7 +39,7 @@ class ManagerLink(Protocol):
     @property
     def hello(self) -> Hello: ...
 
-    async def send(self, response: Response) -> None: ...
+    async def send(self, *responses: Response) -> None: ...
 
     async def receive(self) -> Request | None: ...
 

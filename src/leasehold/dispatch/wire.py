@@ -13,6 +13,8 @@ for it, so an old peer sees exactly what it always saw:
 * ``CREDIT`` (payload: id and how many) lets a worker send more responses of one task.
 * ``GOODBYE`` from a worker: it is draining, give it nothing new.
 * ``timeout``, ``attempt`` and ``credit`` of a request.
+* ``batch``: what waits to be sent goes together in one message of the transport, which costs
+  several times more than what is in it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ CANCEL = "CANCEL"
 CREDIT = "CREDIT"
 GOODBYE = "GOODBYE"
 
-FEATURES = frozenset({"cancel", "credit", "goodbye", "timeout"})
+FEATURES = frozenset({"batch", "cancel", "credit", "goodbye", "timeout"})
 """What this version can do beyond the base protocol."""
+
+BATCH = 64
+"""Requests or responses in one message of the transport."""
+
+BATCH_BYTES = 256 * 1024
+"""Bytes of payload after which such a message is full."""
 
 REFUSED = "refused"
 """``error_type`` of a task the worker never started: any task may be given to another worker."""

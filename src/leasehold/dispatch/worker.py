@@ -36,6 +36,8 @@ from leasehold.dispatch.registry import RECONNECT, ClientPing, Connectivity
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.transport import LinkClosed, Listener, ManagerLink, load
 from leasehold.dispatch.wire import (
+    BATCH,
+    BATCH_BYTES,
     CANCEL,
     CREDIT,
     END,
@@ -457,20 +459,31 @@ class _Stream:
         link, control, responses = self.link, self._control, self._responses
         try:
             while True:
-                if control:
-                    await link.send(control.popleft())
-                elif responses:
-                    response = responses.popleft()
-                    await link.send(response)
+                if control or responses:
+                    await link.send(*self._next())
                     if len(responses) < OUTGOING:
                         self._room.set()
-                    metrics.grpc_response(response.type, "error" if response.error else "").inc()
                 else:
                     self._check_idle()
                     self._wake.clear()
                     await self._wake.wait()
         except LinkClosed as reason:
             log.info("stream.ended", peer=link.hello.peer, reason=str(reason))
+
+    def _next(self) -> list[Response]:
+        """What goes into the next message: as much as the manager takes in one."""
+        control, responses = self._control, self._responses
+        limit = BATCH if "batch" in self.link.hello.features else 1
+        batch: list[Response] = []
+        size = 0
+        while control and len(batch) < limit:
+            batch.append(control.popleft())
+        while responses and len(batch) < limit and size < BATCH_BYTES:
+            response = responses.popleft()
+            size += len(response.payload)
+            batch.append(response)
+            metrics.grpc_response(response.type, "error" if response.error else "").inc()
+        return batch
 
 
 def _host(peer: str) -> str:
