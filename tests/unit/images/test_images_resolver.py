@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,108 +16,24 @@ from leasehold.images.coord.messages import (
     STARTED,
     UNSPECIFIED,
     Intent,
-    PleasePullRequest,
-    PleasePullResponse,
     PullResult,
 )
-from leasehold.images.gate import DirectGate
-from leasehold.images.inflight import InFlight
-from leasehold.images.membership import Member, View
 from leasehold.images.ports import ContentKind, FailureClass, Holder, OriginError, Resolution
-from leasehold.images.resolver import Resolver
+from leasehold.images.testing import DIGEST, ORDER, Neighbours
 from leasehold.model.digest import Digest
 from leasehold.p2p.errors import PeerError
 
-D = Digest("sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
-ORDER = ["node-e", "node-a", "node-c", "node-d", "node-b"]
-"""The ranks of the digest: the vector of the specification."""
+D = DIGEST
 
 
-class World:
-    """Five neighbours. ``says[node]`` is an answer, None for silence; ``pulls[node]`` likewise."""
-
-    def __init__(self, clock: VirtualClock, me: str = "observer", **options: Any) -> None:
-        self.clock = clock
-        self.me = me
-        members = [Member(node=n, transfer=f"{n}:1") for n in {*ORDER, me}]
-        if me not in ORDER:
-            # An observer outside the ranks, so that the five keep theirs.
-            members = [m for m in members if m.node != me]
-        self.view = View(members)
-        self.says: dict[str, Intent | None] = {n: self.fresh(n) for n in ORDER}
-        self.pulls: dict[str, PullResult | Exception] = {}
-        self.asked: list[str] = []
-        self.pulled: list[str] = []
-        self.found: list[Holder] = []
-        self.score = 1.0
-        self.lookups = 0
-        self.tasks: set[asyncio.Task[None]] = set()
-
-        async def nobody(_: Digest) -> bool:
-            return False
-
-        gate = DirectGate(
-            clock, InFlight(clock), health=lambda: self.score, members=lambda: 5,
-            held_elsewhere=nobody, bootstrapping=lambda: False,
-        )  # fmt: skip
-        self.resolver = Resolver(
-            me, lambda: self.view, self, self, self, gate, clock, spawn=self._spawn,
-            rng=random.Random(1), **options,
-        )  # fmt: skip
-
-    def _spawn(self, coro: Any) -> None:
-        task = asyncio.ensure_future(coro)
-        self.tasks.add(task)
-
-    def fresh(self, node: str, **changes: Any) -> Intent:
-        return Intent(hrw_rank=self.view.ranking.rank(D, node), **changes)
-
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
-        self.asked.append(node)
-        said = self.says[node]
-        if said is None:
-            raise PeerError("dial_failed", "silence")
-        return said
-
-    async def please_pull(self, node: str, request: PleasePullRequest) -> PleasePullResponse:
-        return PleasePullResponse(tuple(self._pull(node, request.digests)))
-
-    async def local_pull_intent(self, digest: Digest) -> Intent:
-        return await self.pull_intent_query(self.me, digest)
-
-    async def start_local_pull(
-        self, registry: str, repository: str, kind: ContentKind,
-        digests: Sequence[tuple[Digest, int | None]], authorization: str = "",
-    ) -> list[PullResult]:  # fmt: skip
-        return self._pull(self.me, [d for d, _ in digests])
-
-    def _pull(self, node: str, digests: Sequence[str]) -> list[PullResult]:
-        self.pulled.append(node)
-        answer = self.pulls.get(node, PullResult(D, STARTED, started_at=1.0, told=True))
-        if isinstance(answer, Exception):
-            raise answer
-        return [PullResult("sha256:" + "0" * 64, STARTED), answer]
-
-    async def find(self, digest: Digest, limit: int) -> Sequence[Holder]:
-        self.lookups += 1
-        return self.found
-
-    def health(self) -> float:
-        return self.score
-
-    async def resolve(self, kind: ContentKind = ContentKind.BLOB, **changes: Any) -> Resolution:
-        options = {"registry": "r.example", "repository": "a/b", "size": None, **changes}
-        return await self.resolver.resolve(D, kind, **options)
-
-
-def run(clock: VirtualClock, test: Callable[[World], Awaitable[None]], **options: Any) -> None:
+def run(clock: VirtualClock, test: Callable[[Neighbours], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
-        await test(World(clock, **options))
+        await test(Neighbours(clock, **options))
 
     clock.run(main)
 
 
-async def refusal(world: World, **changes: Any) -> LeaseholdError:
+async def refusal(world: Neighbours, **changes: Any) -> LeaseholdError:
     with pytest.raises(LeaseholdError) as caught:
         await world.resolve(**changes)
     return caught.value
@@ -129,7 +44,7 @@ def names(found: Resolution) -> list[str]:
 
 
 def test_records_come_first(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.found = [Holder("node-b", "b:1"), Holder(w.me, "me:1")]
         found = await w.resolve()
         assert (names(found), found.outcome, w.asked) == (["node-b"], "dht_hit", [])
@@ -138,7 +53,7 @@ def test_records_come_first(virtual: VirtualClock) -> None:
 
 
 def test_rule_1_a_trusted_failure_outranks_everything(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-e"] = w.fresh("node-e", has_cached=True)
         w.says["node-c"] = w.fresh("node-c", recently_failed=True, failure=FailureClass.NOT_FOUND)
         error = await refusal(w)
@@ -150,7 +65,7 @@ def test_rule_1_a_trusted_failure_outranks_everything(virtual: VirtualClock) -> 
 
 
 def test_rule_2_only_those_that_have_it(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-a"] = w.fresh("node-a", has_cached=True)
         w.says["node-e"] = w.fresh("node-e", in_flight=True, started_at=virtual.now())
         found = await w.resolve()
@@ -160,7 +75,7 @@ def test_rule_2_only_those_that_have_it(virtual: VirtualClock) -> None:
 
 
 def test_rule_3_follows_a_puller_that_gets_on(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-a"] = w.fresh(
             "node-a", in_flight=True, started_at=0.0, told=True, age=900.0, silence=1.0
         )
@@ -173,7 +88,7 @@ def test_rule_3_follows_a_puller_that_gets_on(virtual: VirtualClock) -> None:
 
 
 def test_rule_3_waits_for_a_puller_that_cannot_be_streamed_from(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-e"] = w.fresh("node-e", in_flight=True, started_at=virtual.now())
 
         async def later() -> None:
@@ -189,7 +104,7 @@ def test_rule_3_waits_for_a_puller_that_cannot_be_streamed_from(virtual: Virtual
 
 
 def test_rule_3_hears_from_the_puller_itself_when_the_dht_does_not(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-e"] = w.fresh("node-e", in_flight=True, started_at=virtual.now())
 
         async def later() -> None:
@@ -204,7 +119,7 @@ def test_rule_3_hears_from_the_puller_itself_when_the_dht_does_not(virtual: Virt
 
 
 def test_rule_4_honours_a_cooldown_without_asking_again(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-e"] = w.fresh(
             "node-e", recently_failed=True, failure=FailureClass.TRANSIENT,
             cooldown_until=virtual.now() + 90,
@@ -222,7 +137,7 @@ def test_rule_4_honours_a_cooldown_without_asking_again(virtual: VirtualClock) -
 
 
 def test_rule_5_asks_twice_as_many_when_nobody_answers(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         for node in ORDER[:3]:
             w.says[node] = None
         w.score = 0.1
@@ -234,7 +149,7 @@ def test_rule_5_asks_twice_as_many_when_nobody_answers(virtual: VirtualClock) ->
 
 
 def test_rule_6_asks_twice_as_many_once_when_discovery_is_unwell(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.score = 0.5
         w.says["node-b"] = w.fresh("node-b", has_cached=True)
         found = await w.resolve()
@@ -248,7 +163,7 @@ def test_rule_6_asks_twice_as_many_once_when_discovery_is_unwell(virtual: Virtua
 
 
 def test_rule_7_by_our_ranking_and_not_by_theirs(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-c"] = Intent(hrw_rank=0)
         found = await w.resolve()
         assert w.pulled == ["node-e"]
@@ -258,7 +173,7 @@ def test_rule_7_by_our_ranking_and_not_by_theirs(virtual: VirtualClock) -> None:
 
 
 def test_rule_7_may_be_this_very_node(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         found = await w.resolve()
         assert (w.pulled, found.local) == (["node-e"], True)
 
@@ -277,7 +192,7 @@ def test_rule_7_may_be_this_very_node(virtual: VirtualClock) -> None:
 def test_rule_7_moves_on_to_the_next_rank(
     virtual: VirtualClock, answer: PullResult | Exception
 ) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.pulls["node-e"] = answer
         found = await w.resolve()
         assert w.pulled == ["node-e", "node-a"]
@@ -287,7 +202,7 @@ def test_rule_7_moves_on_to_the_next_rank(
 
 
 def test_rule_7_failures_are_as_rules_1_and_4(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.pulls["node-e"] = PullResult(D, RECENTLY_FAILED, failure=FailureClass.AUTH)
         assert isinstance(await refusal(w), OriginError)
         w.pulls["node-e"] = PullResult(D, RECENTLY_FAILED, told=True, remaining=8)
@@ -298,7 +213,7 @@ def test_rule_7_failures_are_as_rules_1_and_4(virtual: VirtualClock) -> None:
 
 
 def test_nobody_at_all_is_exhausted(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says = dict.fromkeys(ORDER)
         assert (await refusal(w)).code == "exhausted"
         assert sorted(w.asked) == sorted(ORDER[:3] + ORDER)
@@ -310,7 +225,7 @@ def test_nobody_at_all_is_exhausted(virtual: VirtualClock) -> None:
 
 
 def test_requests_at_once_share_one_pass_and_leaving_hurts_nobody(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         first = asyncio.ensure_future(w.resolve())
         rest = [asyncio.ensure_future(w.resolve()) for _ in range(20)]
         await asyncio.sleep(0)
@@ -322,7 +237,7 @@ def test_requests_at_once_share_one_pass_and_leaving_hurts_nobody(virtual: Virtu
 
 
 def test_a_holder_that_let_us_down_is_left_alone(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         bad = Holder("node-b", "b:1")
         w.found = [bad, Holder("node-d", "d:1")]
         w.resolver.failed(D, bad, "notfound")
@@ -338,7 +253,7 @@ def test_a_holder_that_let_us_down_is_left_alone(virtual: VirtualClock) -> None:
 
 
 def test_prefetch_is_one_request_a_node_and_kind(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         children = [(Digest.of(bytes([i])), ContentKind.BLOB, i) for i in range(40)]
         children.append((Digest.of(b"config"), ContentKind.CONFIG, 9))
         w.resolver.prefetch("r.example", "a/b", children)
@@ -352,7 +267,7 @@ def test_prefetch_is_one_request_a_node_and_kind(virtual: VirtualClock) -> None:
 
 
 def test_refresh_starts_nothing(virtual: VirtualClock) -> None:
-    async def test(w: World) -> None:
+    async def test(w: Neighbours) -> None:
         w.says["node-a"] = w.fresh("node-a", in_flight=True, told=True, started_at=1.0)
         w.says["node-c"] = w.fresh("node-c", has_cached=True)
         holders = await w.resolver.refresh(D, None)
