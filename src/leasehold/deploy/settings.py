@@ -7,10 +7,21 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from leasehold.deploy.kubernetes.settings import KubernetesSettings
+
 
 class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How workloads run on this machine."""
+    """How workloads run: on this machine, or on a cluster."""
 
+    driver: Annotated[
+        str,
+        Meta(
+            description="what runs workloads: oci (containers of this machine) or kubernetes (a "
+            "cluster; see deploy.kubernetes)",
+            pattern="^(oci|kubernetes)$",
+        ),
+    ] = "oci"
+    kubernetes: KubernetesSettings = KubernetesSettings()
     runtime: Annotated[
         str,
         Meta(
@@ -68,6 +79,49 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ingress_ports: Annotated[
         tuple[int, ...], Meta(description="ports ingress tries in turn; 0 picks a free one")
     ] = (80, 8081)
+    ingress_tls_ports: Annotated[
+        tuple[int, ...],
+        Meta(
+            description="ports ingress tries in turn for HTTPS, once it has certificates from a "
+            "folder or an authority; 0 picks a free one"
+        ),
+    ] = (443, 8444)
+    ingress_certificates: Annotated[
+        str,
+        Meta(
+            description="folder with certificates for host names: NAME.pem (chain and key), or "
+            "NAME.crt and NAME.key; looked at every minute (empty: none)"
+        ),
+    ] = ""
+    ingress_redirect: Annotated[
+        bool,
+        Meta(description="send plain requests for names with a certificate to HTTPS (status 308)"),
+    ] = False
+    acme_directory: Annotated[
+        str,
+        Meta(
+            description="directory URL of the ACME certificate authority asked for certificates "
+            "of tenants' host names (empty: none is asked); it must reach this machine on port 80",
+            pattern="^(https?://.+)?$",
+        ),
+    ] = ""
+    acme_agree_to_terms: Annotated[
+        bool, Meta(description="you agree to the terms of service of that authority")
+    ] = False
+    acme_contact: Annotated[
+        str, Meta(description="e-mail address the authority may write to (empty: none)")
+    ] = ""
+    acme_ca_file: Annotated[
+        str,
+        Meta(description="PEM file of whom to trust for the authority's HTTPS (empty: the system)"),
+    ] = ""
+    acme_account_file: Annotated[
+        str,
+        Meta(
+            description="file with the key id and the HMAC key (base64url) of an external account, "
+            "where the authority asks for one (empty: none)"
+        ),
+    ] = ""
     ingress_threads: Annotated[
         int, Meta(description="threads of the ingress proxy", ge=1, le=64)
     ] = 2
@@ -155,3 +209,8 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     overcommit_storage: Annotated[
         int, Meta(description="per cent of the disk sold beyond what there is", ge=0, le=1000)
     ] = 0
+
+    @property
+    def https(self) -> bool:
+        """Whether ingress listens for HTTPS."""
+        return bool(self.ingress_certificates or self.acme_directory)

@@ -44,6 +44,8 @@ class Verdicts:
         self.rng = rng
         self.market = market
         self.health.attempts_left = settings.monitor_attempts
+        self._said = health.healthy
+        """The last verdict that was not unknown: what was told last, so that nothing is untold."""
 
     def wait(self) -> float:
         """Seconds until the next look."""
@@ -58,7 +60,7 @@ class Verdicts:
         self.health.healthy, self.health.reason = None, why
 
     async def healthy(self) -> None:
-        said = self.health.healthy
+        said, self._said = self._said, True
         self.health.healthy, self.health.reason = True, ""
         self.health.unhealthy_checks = 0
         self.health.attempts_left = self.settings.monitor_attempts
@@ -66,13 +68,13 @@ class Verdicts:
             await self.emit(self._event(WorkloadHealthy))
 
     async def unhealthy(self, reason: str) -> None:
-        before = self.health.healthy
+        said, self._said = self._said, False
         self.health.healthy, self.health.reason = False, reason
         self.health.unhealthy_checks += 1
         self.health.attempts_left = max(
             0, self.settings.monitor_attempts - self.health.unhealthy_checks
         )
-        if before is not False:
+        if said is not False:
             workload = self.applied.workload
             await self.emit(WorkloadUnhealthy(id=workload.lease, hash=workload.hash, reason=reason))
         if self.health.unhealthy_checks > self.settings.monitor_attempts:

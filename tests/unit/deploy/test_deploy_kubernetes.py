@@ -6,7 +6,9 @@ import base64
 import json
 from typing import Any
 
-from leasehold.deploy.kubernetes.render import KubernetesSettings, render
+from leasehold.deploy.kubernetes.render import key, render
+from leasehold.deploy.kubernetes.settings import KubernetesSettings
+from leasehold.deploy.settings import DeploySettings
 from leasehold.deploy.workload import Workload
 from leasehold.model.market import LeaseId
 
@@ -40,9 +42,9 @@ def service(**more: Any) -> dict[str, Any]:
 
 def objects(*services: dict[str, Any], **settings: Any) -> dict[tuple[str, str], dict[str, Any]]:
     workload = Workload.of(LEASE, "h1", {"name": "g", "services": list(services)})
-    made = render(workload, KubernetesSettings(**settings))
+    made = render(workload, DeploySettings(kubernetes=KubernetesSettings(**settings)))
     json.dumps(made)
-    keys = [(o["kind"], o["metadata"]["name"]) for o in made]
+    keys = [key(found) for found in made]
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, made, strict=True))
 
@@ -78,7 +80,11 @@ def test_a_service_without_volumes_is_a_deployment() -> None:
 def test_ways_in() -> None:
     made = objects(service())
     inside = made["Service", "web"]["spec"]
-    assert [(p["port"], p["targetPort"]) for p in inside["ports"]] == [(80, 8080), (9000, 9000)]
+    ports = [(p["port"], p["targetPort"]) for p in inside["ports"]]
+    assert ports == [(80, "tcp-80"), (9000, "tcp-9000")]
+    container = made["Deployment", "web"]["spec"]["template"]["spec"]["containers"][0]
+    named = {p["name"]: p["containerPort"] for p in container["ports"]}
+    assert named == {"tcp-80": 8080, "tcp-9000": 9000, "udp-53": 53}
     outside = made["Service", "web-np"]["spec"]
     assert outside["type"] == "NodePort"
     assert [(p["port"], p["protocol"]) for p in outside["ports"]] == [(53, "UDP")]

@@ -14,15 +14,23 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any
-
-import msgspec
-from msgspec import Meta
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from leasehold.deploy.kubernetes import gpu
 from leasehold.deploy.net.rules import PRIVATE
-from leasehold.deploy.workload import VolumeMount, Workload, disk_bytes, stateful, volume_mounts
+from leasehold.deploy.oci.bundle import CAPABILITIES
+from leasehold.deploy.settings import DeploySettings
+from leasehold.deploy.workload import (
+    VolumeMount,
+    Workload,
+    disk_bytes,
+    revision,
+    stateful,
+    volume_mounts,
+)
 from leasehold.model.manifest import Credentials, Expose, ManifestService
 from leasehold.model.market import LeaseId
 
@@ -32,42 +40,34 @@ MANAGER = "leasehold"
 Object = dict[str, Any]
 
 
-class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How workloads look on a cluster."""
+@dataclass(frozen=True)
+class Look:
+    """What of the cluster and of the moment goes into the objects."""
 
-    runtime_class: Annotated[
-        str, Meta(description="runtime class of pods; empty for the cluster's default")
-    ] = "gvisor"
-    ingress_class: Annotated[str, Meta(description="ingress class of tenants' hosts")] = "nginx"
-    ingress_namespace: Annotated[
-        str, Meta(description="namespace of the ingress controller, let in by network policies")
-    ] = "ingress-nginx"
-    public_host: Annotated[str, Meta(description="host name of the cluster")] = "localhost"
-    static_domain: Annotated[
-        str, Meta(description="domain of generated host names; empty: none are generated")
-    ] = ""
-    network_policies: Annotated[bool, Meta(description="keep leases apart")] = True
-    storage_classes: Annotated[
-        dict[str, str], Meta(description="storage class of the cluster by class of the manifest")
-    ] = {}
-    surge: Annotated[
-        bool,
-        Meta(
-            description="start new replicas beside old ones on update; off where the cluster is "
-            "full, then one at a time is replaced"
-        ),
-    ] = True
+    may_lead: Callable[[str], bool] = lambda host: True
+    """Whether a host name may lead to this lease."""
+    surge: bool = True
+    """False: an update has no room for new replicas beside old ones."""
+    sleeps: bool = True
+    """Whether the cluster knows the ``sleep`` handler (Kubernetes 1.30 and later)."""
 
 
-def render(workload: Workload, settings: KubernetesSettings | None = None) -> list[Object]:
+def render(workload: Workload, settings: DeploySettings, look: Look | None = None) -> list[Object]:
     """The objects in the order they are applied."""
-    return list(_Renderer(workload, settings or KubernetesSettings()).objects())
+    return list(_Renderer(workload, settings, look or Look()).objects())
+
+
+def key(found: Object) -> tuple[str, str]:
+    """Kind and name: what an object is within its lease."""
+    return found["kind"], found["metadata"]["name"]
 
 
 class _Renderer:
-    def __init__(self, workload: Workload, settings: KubernetesSettings) -> None:
+    def __init__(self, workload: Workload, settings: DeploySettings, look: Look) -> None:
         self.workload = workload
-        self.settings = settings
+        self.deploy = settings
+        self.settings = settings.kubernetes
+        self.look = look
         self.namespace = workload.name
 
     def objects(self) -> Iterator[Object]:
@@ -118,6 +118,7 @@ class _Renderer:
         found = self._object("v1", "Namespace", self.namespace)
         del found["metadata"]["namespace"]
         found["metadata"]["annotations"][f"{PREFIX}lease-id"] = str(self.workload.lease)
+        found["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "baseline"
         return found
 
     # -- isolation --------------------------------------------------------------------------------
@@ -184,9 +185,15 @@ class _Renderer:
         spec: dict[str, Any] = {
             "replicas": service.count,
             "revisionHistoryLimit": 1,
+            "minReadySeconds": 0,
             "selector": {"matchLabels": self._selector(service.name)},
             "template": {
-                "metadata": {"labels": self._labels(service.name)},
+                "metadata": {
+                    "labels": {
+                        **self._labels(service.name),
+                        f"{PREFIX}revision": revision(service, ""),
+                    }
+                },
                 "spec": self._pod(service, mounts),
             },
         }
@@ -197,10 +204,11 @@ class _Renderer:
                 self._claim(service, mount) for mount in mounts if mount.storage.persistent
             ]
             return self._object("apps/v1", "StatefulSet", service.name, service.name, spec=spec)
+        spec["progressDeadlineSeconds"] = max(1, int(self.deploy.start_deadline))
         # On a full cluster a surge would wait for room that only the old pod's end can make.
         rolling = (
             {"maxSurge": 1, "maxUnavailable": 0}
-            if self.settings.surge
+            if self.settings.surge and self.look.surge
             else {"maxSurge": 0, "maxUnavailable": 1}
         )
         spec["strategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}
@@ -210,6 +218,8 @@ class _Renderer:
         pod: Object = {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": self.settings.unready_seconds
+            + math.ceil(self.deploy.stop_grace),
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [self._container(service, mounts)],
         }
@@ -247,22 +257,35 @@ class _Renderer:
                 "privileged": False,
                 "allowPrivilegeEscalation": False,
                 "runAsNonRoot": False,
+                "readOnlyRootFilesystem": self.deploy.readonly_rootfs,
+                "capabilities": {
+                    "drop": ["ALL"],
+                    "add": [name.removeprefix("CAP_") for name in CAPABILITIES],
+                },
             },
         }
         if service.command:
             container["command"] = list(service.command)
         if service.args:
             container["args"] = list(service.args)
-        ports = {(expose.port, expose.proto) for expose in service.exposes}
-        if ports:
+        names = _port_names(service)
+        if names:
             container["ports"] = [
-                {"containerPort": port, "protocol": protocol} for port, protocol in sorted(ports)
+                {"containerPort": port, "protocol": protocol, "name": name}
+                for (port, protocol), name in sorted(names.items())
             ]
-        tcp = sorted(port for port, protocol in ports if protocol == "TCP")
+            # Proxies learn a moment later that a replica is on its way out; it serves until then.
+            wait = self.settings.unready_seconds
+            if wait:
+                sleep = {"sleep": {"seconds": wait}}
+                old = {"exec": {"command": ["sleep", str(wait)]}}
+                container["lifecycle"] = {"preStop": sleep if self.look.sleeps else old}
+        tcp = sorted(port for port, protocol in names if protocol == "TCP")
         if tcp:
             container["readinessProbe"] = {
                 "tcpSocket": {"port": tcp[0]},
-                "periodSeconds": 2,
+                "periodSeconds": 1,
+                "timeoutSeconds": max(1, math.ceil(self.deploy.check_timeout)),
                 "failureThreshold": 3,
             }
         if mounts:
@@ -278,16 +301,20 @@ class _Renderer:
 
     def _environment(self, service: ManifestService) -> list[dict[str, str]]:
         given = dict(entry.partition("=")[::2] for entry in service.env or ())
-        told = self.workload.environment(self.settings.public_host)
+        told = self.workload.environment(self.deploy.public_host)
         found = {**{k: v for k, v in told.items() if k not in given}, **given}
         return [{"name": name, "value": value} for name, value in found.items()]
 
     def _resources(self, service: ManifestService) -> Object:
         given = service.resources
+        # What is kept in memory and what is kept on the node's disk counts there, mounted or not.
+        mounts = [m for m in volume_mounts(service) if not m.storage.persistent]
+        ram = sum(m.size for m in mounts if m.storage.storage_class == "ram")
+        disk = sum(m.size for m in mounts) - ram
         amounts = {
             "cpu": f"{given.cpu_milli}m",
-            "memory": str(given.memory_bytes),
-            "ephemeral-storage": str(disk_bytes(service)),
+            "memory": str(given.memory_bytes + ram),
+            "ephemeral-storage": str(disk_bytes(service) + disk),
         }
         if given.gpu is not None and given.gpu_units:
             amounts[gpu.resource(given.gpu)] = str(given.gpu_units)
@@ -318,6 +345,7 @@ class _Renderer:
         self, service: ManifestService, name: str, kind: str, exposes: list[Expose]
     ) -> Object:
         ports = {(e.outside_port, e.proto): e.port for e in exposes}
+        names = _port_names(service)
         spec: Object = {
             "type": kind,
             "selector": self._selector(service.name),
@@ -325,7 +353,8 @@ class _Renderer:
                 {
                     "name": f"{protocol.lower()}-{port}",
                     "port": port,
-                    "targetPort": target,
+                    # By name: during an update every replica is reached at its own port.
+                    "targetPort": names[target, protocol],
                     "protocol": protocol,
                 }
                 for (port, protocol), target in sorted(ports.items())
@@ -336,7 +365,8 @@ class _Renderer:
         return self._object("v1", "Service", name, service.name, spec=spec)
 
     def _ingress(self, service: ManifestService, expose: Expose) -> Iterator[Object]:
-        hosts = self.workload.hosts(service, expose, self.settings.static_domain)
+        named = self.workload.hosts(service, expose, self.deploy.static_domain)
+        hosts = [host for host in named if self.look.may_lead(host)]
         if not hosts:
             return
         backend = {"service": {"name": service.name, "port": {"number": expose.outside_port}}}
@@ -359,7 +389,24 @@ class _Renderer:
             },
         )
         found["metadata"]["annotations"].update(_nginx(expose))
+        if self.settings.cluster_issuer:
+            issuer = self.settings.cluster_issuer
+            found["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] = issuer
+            found["spec"]["tls"] = [{"hosts": hosts, "secretName": f"{service.name}-tls"}]
         yield found
+
+
+def _port_names(service: ManifestService) -> dict[tuple[int, str], str]:
+    """A name for each port of the container: of the lowest port it is reached at from outside."""
+    found: dict[tuple[int, str], int] = {}
+    for expose in service.exposes:
+        inside = (expose.port, expose.proto)
+        found[inside] = min(found.get(inside, expose.outside_port), expose.outside_port)
+    names: dict[tuple[int, str], str] = {}
+    for (port, protocol), outside in sorted(found.items()):
+        name = f"{protocol.lower()}-{outside}"
+        names[port, protocol] = f"{name}-{port}" if name in names.values() else name
+    return names
 
 
 def _nginx(expose: Expose) -> dict[str, str]:
