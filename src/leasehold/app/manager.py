@@ -43,8 +43,8 @@ class ManagerRole(Service):
     def _no_worker(self) -> str | None:
         if not hasattr(self.manager, "registry"):
             return "starting"
-        online = any(w.state == 1 for w in self.manager.registry.workers.values())
-        return None if online else "no worker is online"
+        unserved = self.manager.unserved()
+        return f"no worker is online for {', '.join(unserved)}" if unserved else None
 
 
 def original_flags(

@@ -1,7 +1,9 @@
 """The HTTP side of a manager: announcements, the list of workers, JSON-RPC, health.
 
 ``POST /client_ping`` answers at once; dialling the worker goes on behind it. ``GET /get_workers``
-has the original's shape. ``/ws`` speaks JSON-RPC. Any other path goes to the mounted application.
+has the original's shape. ``/ws`` speaks JSON-RPC. ``/readiness`` is 503 while a required network
+has no worker. ``POST /loglevel`` changes how much is logged. Any other path goes to the mounted
+application.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import msgspec
 
+from leasehold.core import logs
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.dispatch import jsonrpc, metrics
 from leasehold.dispatch.registry import ClientPing, WorkerRecord, WorkerState
@@ -20,6 +24,13 @@ from leasehold.dispatch.security import check_token
 
 if TYPE_CHECKING:
     from leasehold.dispatch.manager import Manager
+
+LEVELS = {
+    "panic": "critical", "fatal": "critical", "critical": "critical", "error": "error",
+    "warn": "warning", "warning": "warning", "info": "info", "debug": "debug",
+}  # fmt: skip
+
+log = logs.get_logger(__name__)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -41,6 +52,7 @@ class ManagerApp:
             "/health": ("GET", lambda _scope, _body: {"status": "ok"}),
             "/liveness": ("GET", lambda _scope, _body: {}),
             "/readiness": ("GET", self._readiness),
+            "/loglevel": ("POST", self._loglevel),
         }
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -111,13 +123,31 @@ class ManagerApp:
         return out
 
     def _readiness(self, _scope: Any, _body: bytes) -> Any:
-        workers = self.manager.registry.workers.values()
-        online = sum(w.state is WorkerState.ONLINE for w in workers)
-        if not online:
+        unserved = self.manager.unserved()
+        if unserved:
             raise LeaseholdError(
-                "no_workers", "no worker is online", kind=Kind.UNAVAILABLE, retry_after=5.0
+                "no_workers",
+                f"no worker is online for {', '.join(unserved)}",
+                kind=Kind.UNAVAILABLE,
+                got=", ".join(unserved),
+                retry_after=5.0,
             )
-        return {"workers_online": online}
+        workers = self.manager.registry.workers.values()
+        return {"workers_online": sum(w.state is WorkerState.ONLINE for w in workers)}
+
+    def _loglevel(self, scope: Any, _body: bytes) -> Any:
+        """``?level=debug``; the original's ``panic`` and ``fatal`` are ``critical`` here."""
+        check_token(self.manager.settings.token, _header(scope, b"authorization"))
+        wanted = parse_qs(scope["query_string"].decode("latin-1")).get("level", [""])[0].lower()
+        level = LEVELS.get(wanted)
+        if level is None:
+            raise LeaseholdError(
+                "bad_level", f"{wanted!r} is no log level", kind=Kind.MALFORMED, path="level",
+                expected=" ".join(LEVELS), got=wanted,
+            )  # fmt: skip
+        logs.set_level(level)
+        log.info("log.level", level=level)
+        return {"level": level}
 
     # JSON-RPC
 

@@ -235,6 +235,17 @@ class Manager(Service):
         """Return as soon as the pool has a worker online."""
         await self.pool((network, chain_id, version)).online.wait()
 
+    def unserved(self) -> list[str]:
+        """What of ``settings.required`` has no worker online; ``["any network"]`` when nothing is
+        required and nobody is there."""
+        online = set()
+        for worker in self.registry.workers.values():
+            if worker.state is WorkerState.ONLINE:
+                online |= {worker.network, f"{worker.network}/{worker.chain_id}"}
+        if not self.settings.required:
+            return [] if online else ["any network"]
+        return [name for name in self.settings.required if name not in online]
+
     async def _sweep(self) -> None:
         states = [(state, state.name.lower()) for state in WorkerState]
         while True:

@@ -79,6 +79,13 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             " whatever a ping says"
         ),
     ] = ("127.0.0.0/8", "::1/128")
+    required: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="networks, or network/chain id, without whose workers the manager is not"
+            " ready; empty: any worker will do"
+        ),
+    ] = ()
     max_http_body: Annotated[
         int, Meta(description="bytes of a request body or websocket message", ge=1024)
     ] = MIB
