@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.ingress.haproxy import Ingress
-from leasehold.deploy.ingress.table import Options, Server
+from leasehold.deploy.ingress.options import MOST_TRIES, Options
+from leasehold.deploy.ingress.table import Server
 from leasehold.deploy.net.names import Names
 from leasehold.deploy.net.node import NodeNetwork
 from leasehold.deploy.net.rules import Publication
@@ -24,9 +25,6 @@ from leasehold.model.market import LeaseId
 if TYPE_CHECKING:
     from leasehold.deploy.driver import Applied
 
-
-PATIENT_TRIES = 30
-"""Seconds (one try each) that requests wait while a service with volumes is replaced."""
 
 PortKey = tuple[str, str, str, int]
 """Lease, service, protocol, port."""
@@ -70,19 +68,35 @@ class Routes:
     def uris(self, workload: Workload) -> list[str]:
         """URLs and node ports of a workload."""
         found = []
-        port = self.ingress.port if self.ingress else 80
-        tail = "" if port == 80 else f":{port}"
         for service in workload.services:
             for expose in service.exposes:
                 if expose.ingress:
                     hosts = workload.hosts(service, expose, self.settings.static_domain)
-                    found += [f"http://{host}{tail}" for host in hosts]
+                    found += [self._url(host) for host in hosts]
                 elif expose.global_:
                     node_port = self._ports.get(_port_key(workload, service, expose))
                     if node_port is not None:
                         scheme = expose.proto.lower()
                         found.append(f"{scheme}://{self.settings.public_host}:{node_port}")
         return found
+
+    def _url(self, host: str) -> str:
+        ingress = self.ingress
+        if ingress is not None and host in ingress.secure:
+            return f"https://{host}" + ("" if ingress.tls_port == 443 else f":{ingress.tls_port}")
+        port = ingress.port if ingress else 80
+        return f"http://{host}" + ("" if port == 80 else f":{port}")
+
+    def hosts(self, workload: Workload) -> list[str]:
+        """The host names that lead to a workload."""
+        return [
+            host
+            for service in workload.services
+            for expose in service.exposes
+            if expose.ingress
+            for host in workload.hosts(service, expose, self.settings.static_domain)
+            if self._may_lead(workload.lease, host)
+        ]
 
     def node_ports(self, workload: Workload) -> list[dict[str, object]]:
         """The forwarded ports, as the status route of the market's API lists them."""
@@ -153,18 +167,11 @@ class Routes:
         if self.ingress is None:
             return
         hosts = workload.hosts(service, expose, self.settings.static_domain)
-        given = expose.http_options
-        defaults = Options()
         await self.ingress.point(
             key,
             hosts=[host for host in hosts if self._may_lead(workload.lease, host)],
             servers=[Server(replica.address, expose.port) for replica in up],
-            options=Options(
-                max_body=given.max_body_size or defaults.max_body,
-                read_timeout_ms=given.read_timeout or defaults.read_timeout_ms,
-                send_timeout_ms=given.send_timeout or defaults.send_timeout_ms,
-                tries=PATIENT_TRIES if stateful(service) else given.next_tries or defaults.tries,
-            ),
+            options=options(service, expose),
         )
         self._targets.setdefault(str(workload.lease), set()).add(key)
 
@@ -233,6 +240,23 @@ class Routes:
 def target(lease: LeaseId, service: ManifestService, expose: Expose) -> str:
     """The name of one ingress port in the proxy's table."""
     return f"{lease} {service.name} {expose.port}"
+
+
+def options(service: ManifestService, expose: Expose) -> Options:
+    """What the manifest says of requests; what it leaves out is the market's default.
+
+    Requests for a service with volumes wait while it is replaced: its old replica ends first.
+    """
+    given, default = expose.http_options, Options()
+    return Options(
+        max_body=given.max_body_size or default.max_body,
+        read_timeout_ms=given.read_timeout or default.read_timeout_ms,
+        send_timeout_ms=given.send_timeout or default.send_timeout_ms,
+        tries=MOST_TRIES if stateful(service) else given.next_tries or default.tries,
+        next_timeout_ms=0 if stateful(service) else given.next_timeout,
+        cases=tuple(given.next_cases or default.cases),
+        replicas=1 if service.count <= 1 else 2,
+    )
 
 
 def _port_key(workload: Workload, service: ManifestService, expose: Expose) -> PortKey:

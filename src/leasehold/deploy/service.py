@@ -20,11 +20,13 @@ from leasehold.core.logs import get_logger
 from leasehold.core.service import Group
 from leasehold.deploy import logs
 from leasehold.deploy.doctor import Check, doctor
+from leasehold.deploy.ingress import certificates
 from leasehold.deploy.ingress.haproxy import Ingress
 from leasehold.deploy.inventory import this_machine
 from leasehold.deploy.keeper.client import KeeperClient
 from leasehold.deploy.leases import Deployments, Unseal
 from leasehold.deploy.local import LocalDriver
+from leasehold.deploy.logs import Line
 from leasehold.deploy.net.names import Names
 from leasehold.deploy.net.node import NODE, NodeNetwork
 from leasehold.deploy.oci import cgroups, exec
@@ -37,7 +39,7 @@ from leasehold.deploy.replica import State as ReplicaState
 from leasehold.deploy.rollout import Parts
 from leasehold.deploy.routes import Routes
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import lease_name, unsupported
+from leasehold.deploy.workload import Workload, lease_name, unsupported
 from leasehold.events.log import Log
 from leasehold.model.manifest import ManifestGroup
 from leasehold.model.market import LeaseId
@@ -92,10 +94,15 @@ class DeployService(Deployments):
             network=NODE if self.network else None,
             address=settings.ingress_address,
             ports=settings.ingress_ports,
+            tls_ports=settings.ingress_tls_ports if settings.https else (),
+            redirect=settings.ingress_redirect,
             threads=settings.ingress_threads,
             maxconn=settings.ingress_maxconn,
             drain_seconds=settings.drain,
             clock=self.clock,
+        )
+        self.certificates = certificates.from_settings(
+            self.ingress, self.folder / "certificates", settings, clock=self.clock, rng=rng
         )
         self.routes = Routes(
             self.network, self.ingress, self.names, settings, self.folder / "ports.json"
@@ -115,7 +122,14 @@ class DeployService(Deployments):
         self._services = Group(
             [
                 part
-                for part in (self.keeper, self.network, self.names, self.ingress, self.runtime)
+                for part in (
+                    self.keeper,
+                    self.network,
+                    self.names,
+                    self.ingress,
+                    self.certificates,
+                    self.runtime,
+                )
                 if part is not None
             ],
             "deploy parts",
@@ -226,8 +240,14 @@ class DeployService(Deployments):
             "services": services,
             "uris": self.routes.uris(workload) if workload else [],
             "forwarded_ports": self.routes.node_ports(workload) if workload else [],
+            "certificates": self._certificates(workload) if workload else {},
             "error": deployment.error.to_dict() if deployment.error else None,
         }
+
+    def _certificates(self, workload: Workload) -> dict[str, Any]:
+        """By host name, where this node serves HTTPS."""
+        hosts = self.routes.hosts(workload)
+        return self.certificates.status(hosts) if self.certificates is not None else {}
 
     def _replica_status(self, replica: Replica) -> dict[str, Any]:
         used = self.runtime.usage(replica) or cgroups.Usage()
@@ -268,7 +288,7 @@ class DeployService(Deployments):
 
     async def search_logs(
         self, lease: LeaseId, service: str | None, text: str, limit: int
-    ) -> list[logs.Line]:
+    ) -> list[Line]:
         """The newest ``limit`` lines that contain ``text``, oldest first."""
         folder = self.runtime.log_folder(lease)
         return await asyncio.to_thread(logs.search, folder, service, text, limit)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from leasehold.core.errors import LeaseholdError
 from leasehold.deploy import logs
 from leasehold.deploy.ingress import config
-from leasehold.deploy.ingress.table import Options, Server, Table, Target
+from leasehold.deploy.ingress.options import MOST_TRIES, Options, Shape
+from leasehold.deploy.ingress.table import PLAIN, SEVERAL, Server, Table, Target
 from leasehold.deploy.keeper.journal import Journal
 from leasehold.deploy.net import nameserver, rules
 from leasehold.deploy.oci import bundle, image, seccomp
@@ -76,18 +77,47 @@ def test_the_proxy_comes_up_with_what_it_had() -> None:
         },
         pool=4,
         slots=3,
+        shapes={3: Shape.of(Options(tries=30))},
     )
-    text = config.render(table, threads=1, maxconn=100)
+    text = config.render(table, config.Frame(threads=1, maxconn=100))
     backend = text[text.index("backend b3") :]
-    assert "server s1 10.0.0.1:80\n" in backend
-    assert "server s2 10.0.0.2:80 weight 0\n" in backend
-    assert "server s3 0.0.0.0:1 disabled\n" in backend
-    assert "retries 30" in backend
-    maps = config.maps(table)
+    assert "server s1 10.0.0.1:80 tcp-ut" in backend
+    assert "server s2 10.0.0.2:80 weight 0 tcp-ut" in backend
+    assert "server s3 0.0.0.0:1 disabled tcp-ut" in backend
+    assert "retries 29" in backend
+    maps = config.maps(table, frozenset())
     assert maps["hosts.map"] == "a.test b3\nb.test b3\n"
     assert maps["body.map"] == "b3 5\n"
     assert maps["read.map"] == ""
-    assert table.free_backend() == 0
+    assert table.free_backend(PLAIN) == 0
+
+
+def test_a_backend_is_chosen_that_needs_no_reload() -> None:
+    table = Table()
+    plain, several = table.free_backend(PLAIN), table.free_backend(SEVERAL)
+    assert plain is not None
+    assert several is not None
+    assert (table.shape(plain), table.shape(several)) == (PLAIN, SEVERAL)
+    odd = Shape.of(Options(tries=7))
+    number = table.free_backend(odd)
+    assert number is not None
+    assert table.reshape(number, odd)
+    assert not table.reshape(number, odd)
+    assert table.free_backend(odd) == number, "kept for the next of its kind"
+    assert Table(pool=0).free_backend(PLAIN) is None
+
+
+def test_the_tenants_words_for_retries_become_the_proxys() -> None:
+    assert Shape.of(Options()).retries == 2, "three tries are two after the first"
+    assert Shape.of(Options(tries=0)).retries == MOST_TRIES - 1
+    assert Shape.of(Options(cases=("off",))) == Shape(0, "none")
+    both = Shape.of(Options(replicas=2)).retry_on
+    assert both == "conn-failure empty-response junk-response response-timeout"
+    assert Shape.of(Options(cases=("503", "429"))).retry_on == "503"
+    # No try is begun after next_timeout: neither by pauses, slow connections nor slow answers.
+    hurried = Shape.of(Options(replicas=2, tries=9, next_timeout_ms=2_000))
+    assert (hurried.retries, hurried.connect_ms) == (2, 666)
+    assert "response-timeout" not in hurried.retry_on
 
 
 def test_commands_follow_the_usual_rule() -> None:

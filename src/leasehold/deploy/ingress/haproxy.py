@@ -14,8 +14,9 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,9 @@ from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Service
 from leasehold.deploy.ingress import config
-from leasehold.deploy.ingress.table import Options, Server, Table, Target, name
+from leasehold.deploy.ingress.admin import PAYLOAD_BYTES, Admin
+from leasehold.deploy.ingress.options import Options, Shape
+from leasehold.deploy.ingress.table import Server, Table, Target, name
 from leasehold.deploy.keeper.client import KeeperClient
 from leasehold.deploy.programs import find_program
 
@@ -34,19 +37,19 @@ PROCESS = "ingress"
 READY_SECONDS = 10.0
 """How long a started or reloaded proxy may take to answer its admin socket."""
 
-BATCH = 40
-"""Commands in one line: the proxy reads at most 16 KiB at once."""
-
-NOTICES = ("IP changed", "no need to change", "port changed")
+MISSED_SECONDS = 0.5
+"""After so long without a new worker the proxy is told again."""
 
 log = get_logger(__name__)
 
 
 class Ingress(Service):
-    """HTTP by host name on the first port of ``ports`` that is free.
+    """HTTP by host name on the first port of ``ports`` that is free, HTTPS likewise on one of
+    ``tls_ports`` (none: no HTTPS) for the names that :meth:`certify` was given certificates of.
 
     ``network`` is the keeper's name of the network namespace the proxy runs in (None: the host's).
-    :attr:`port` is the one it listens on.
+    :attr:`port` and :attr:`tls_port` (0: none) are those it listens on. Functions in
+    :attr:`on_hosts` are called when the host names served have changed.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Ingress(Service):
         network: str | None,
         address: str = "0.0.0.0",
         ports: Sequence[int] = (80, 8081),
+        tls_ports: Sequence[int] = (),
+        redirect: bool = False,
         threads: int = 2,
         maxconn: int = 4096,
         drain_seconds: float = 30.0,
@@ -68,24 +73,42 @@ class Ingress(Service):
         self.network = network
         self.address = address
         self.ports = tuple(ports)
+        self.tls_ports = tuple(tls_ports)
+        self.redirect = redirect
         self.threads = threads
         self.maxconn = maxconn
         self.drain_seconds = drain_seconds
-        self.port = 0
+        self.port = self.tls_port = 0
         self.table = Table()
+        self._written: dict[str, str] = {}
+        self.admin = Admin(folder, self.clock)
+        self.on_hosts: list[Callable[[], None]] = []
+        self.secure: frozenset[str] = frozenset()
+        """Host names served with a certificate of theirs."""
         self._lock = asyncio.Lock()
 
     # -- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (self.folder / "certs").mkdir(mode=0o700, exist_ok=True)
         self._load()
         kept = (await self.keeper.list()).get(PROCESS)
-        if kept is not None and kept["state"] == "running":
+        if kept is not None and kept["state"] == "running" and self._fits(kept["labels"]):
             self.port = int(kept["labels"]["port"])
+            self.tls_port = int(kept["labels"].get("tls_port", 0))
+            adopted = True
         else:
             await self._launch()
+            adopted = False
         await self._wait_ready()
+        if adopted and self._write():
+            # An older version of us wrote it otherwise, or settings have changed.
+            await self._reload()
+
+    def _fits(self, labels: Mapping[str, Any]) -> bool:
+        """Whether the proxy that runs listens on what it should."""
+        return bool(labels.get("tls_port")) == bool(self.tls_ports)
 
     def _load(self) -> None:
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
@@ -104,37 +127,35 @@ class Ingress(Service):
                 "ingress needs haproxy; install it (Debian: apt-get install haproxy)",
                 kind=Kind.UNSUPPORTED,
             )
-        listener = self._listen()
-        admin = socket.socket(socket.AF_UNIX)
-        try:
+        await self.keeper.ask("delete", id=PROCESS)
+        with contextlib.ExitStack() as mine:
+            listener = mine.enter_context(self._listen(self.ports, "deploy.ingress_ports"))
+            given = [(config.HTTP_FD, listener)]
             self.port = listener.getsockname()[1]
-            with self._directory() as folder:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.folder / "admin.sock")
-                admin.bind(f"/proc/self/fd/{folder}/admin.sock")
-            os.chmod(self.folder / "admin.sock", 0o600)
-            admin.listen(64)
+            if self.tls_ports:
+                secure = mine.enter_context(
+                    self._listen(self.tls_ports, "deploy.ingress_tls_ports")
+                )
+                given.append((config.HTTPS_FD, secure))
+                self.tls_port = secure.getsockname()[1]
+            given.append((config.ADMIN_FD, mine.enter_context(self.admin.bind())))
             self._write()
-            await self.keeper.ask("delete", id=PROCESS)
             await self.keeper.ask(
                 "spawn",
                 id=PROCESS,
                 argv=[program, "-W", "-f", "haproxy.cfg"],
                 cwd=str(self.folder),
-                fds=[listener.fileno(), admin.fileno()],
-                numbers=[config.HTTP_FD, config.ADMIN_FD],
+                fds=[sock.fileno() for _, sock in given],
+                numbers=[number for number, _ in given],
                 netns=self.network,
                 restart=True,
                 output={"path": str(self.folder / "haproxy.log")},
-                labels={"port": self.port},
+                labels={"port": self.port, "tls_port": self.tls_port},
             )
-        finally:
-            listener.close()
-            admin.close()
 
-    def _listen(self) -> socket.socket:
+    def _listen(self, ports: Sequence[int], setting: str) -> socket.socket:
         refused: OSError | None = None
-        for port in self.ports:
+        for port in ports:
             sock = socket.socket(socket.AF_INET)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -146,10 +167,10 @@ class Ingress(Service):
                 refused = error
         raise LeaseholdError(
             "port_in_use",
-            f"ingress found none of the ports {', '.join(map(str, self.ports))} free: {refused}; "
-            "change deploy.ingress_ports",
+            f"ingress found none of the ports {', '.join(map(str, ports))} free: {refused}; "
+            f"change {setting}",
             kind=Kind.CONFLICT,
-            got=str(self.ports),
+            got=str(ports),
         )
 
     async def _wait_ready(self) -> None:
@@ -157,7 +178,7 @@ class Ingress(Service):
             async with self.clock.timeout(READY_SECONDS):
                 while True:
                     try:
-                        await self.command("show version")
+                        await self.admin.ask("show version")
                         return
                     except LeaseholdError:
                         await self.clock.sleep(0.01)
@@ -172,54 +193,6 @@ class Ingress(Service):
         await self.keeper.ask("delete", id=PROCESS)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    # -- the admin socket -------------------------------------------------------------------------
-
-    async def command(self, *lines: str) -> list[str]:
-        """Run admin commands and return their replies, one each."""
-        return [await self._command(line) for line in lines]
-
-    async def _command(self, line: str) -> str:
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as sock, self._directory() as folder:
-            sock.setblocking(False)
-            try:
-                async with self.clock.timeout(READY_SECONDS):
-                    await loop.sock_connect(sock, f"/proc/self/fd/{folder}/admin.sock")
-                    await loop.sock_sendall(sock, line.encode() + b"\n")
-                    reply = bytearray()
-                    while chunk := await loop.sock_recv(sock, 65536):
-                        reply += chunk
-            except (OSError, TimeoutError) as error:
-                raise unavailable(
-                    "ingress_away", f"the proxy's admin socket does not answer: {error!r}"
-                ) from None
-        return reply.decode(errors="replace").strip()
-
-    async def _must(self, *lines: str) -> None:
-        """Commands whose only good reply is silence (or a notice of what was done).
-
-        They go in one line, so they take effect together and cost one connection.
-        """
-        for first in range(0, len(lines), BATCH):
-            batch = lines[first : first + BATCH]
-            reply = await self._command("; ".join(batch))
-            for line in reply.splitlines():
-                if line and not line.startswith(NOTICES):
-                    raise LeaseholdError(
-                        "ingress_refused",
-                        f"haproxy answered {line!r} to one of {batch!r}",
-                        kind=Kind.INTERNAL,
-                    )
-
-    @contextlib.contextmanager
-    def _directory(self):  # type: ignore[no-untyped-def]
-        """Our folder as a descriptor: a socket's own path may have 107 bytes only."""
-        fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
     # -- the table --------------------------------------------------------------------------------
 
     async def point(
@@ -233,6 +206,7 @@ class Ingress(Service):
         """Make ``hosts`` lead to ``servers``; returns when the old servers have no request left."""
         async with self._lock:
             drained = await self._point(key, sorted(set(hosts)), set(servers), options or Options())
+        self._tell()
         if drained:
             await self._drain(key, drained)
 
@@ -243,10 +217,11 @@ class Ingress(Service):
         target = self.table.targets.get(key)
         new = target is None
         if target is None:
-            number = self.table.free_backend()
+            shape = Shape.of(options)
+            number = self.table.free_backend(shape)
             if number is None:
                 self.table.pool *= 2
-                number = self.table.free_backend()
+                number = self.table.free_backend(shape)
                 reload = True
             assert number is not None
             target = self.table.targets[key] = Target(number, [], {}, [], Options())
@@ -286,17 +261,18 @@ class Ingress(Service):
             if host not in hosts:
                 commands.append(f"del map hosts.map {host}")
         target.hosts = hosts
+        # Asked for in any case: a reload that failed is made up for.
+        reload = self.table.reshape(target.backend, Shape.of(options)) or reload
         if options != target.options:
-            reload = reload or options.tries != target.options.tries
             commands += self._option_commands(backend, target.options, options)
             target.options = options
-        if not commands and not new:
+        if not commands and not new and not reload:
             return []
         self._write()
         if reload:
             await self._reload()
         else:
-            await self._must(*commands)
+            await self.admin.must(*commands)
         return leaving
 
     def _option_commands(self, backend: str, old: Options, new: Options) -> list[str]:
@@ -333,12 +309,12 @@ class Ingress(Service):
             backend = name(target.backend)
             # Whoever is still being served past our patience hears so now, not at a timeout.
             for slot in slots:
-                await self._command(f"shutdown sessions server {backend}/s{slot}")
-            await self._must(*(f"set server {backend}/s{slot} state maint" for slot in slots))
+                await self.admin.ask(f"shutdown sessions server {backend}/s{slot}")
+            await self.admin.must(*(f"set server {backend}/s{slot} state maint" for slot in slots))
 
     async def _sessions(self, backend: int, slots: list[int]) -> int:
         """Requests the given servers are still busy with."""
-        (reply,) = await self.command(f"show stat {name(backend)} 4 -1")
+        reply = await self.admin.ask(f"show stat {name(backend)} 4 -1")
         servers = {f"s{slot}" for slot in slots}
         total = 0
         for line in reply.splitlines():
@@ -361,30 +337,133 @@ class Ingress(Service):
                 commands += [f"set server {backend}/s{slot} state maint" for slot in target.slots]
             if commands:
                 self._write()
-                await self._must(*commands)
+                await self.admin.must(*commands)
+        self._tell()
 
-    def _write(self) -> None:
-        """Everything to disk, each file in one step, before the running proxy is told."""
-        files = config.maps(self.table)
-        files["haproxy.cfg"] = config.render(self.table, threads=self.threads, maxconn=self.maxconn)
+    def _tell(self) -> None:
+        for listener in self.on_hosts:
+            listener()
+
+    @property
+    def hosts(self) -> set[str]:
+        """Every host name that leads somewhere."""
+        return {host for host, _ in self.table.by_host()}
+
+    # -- certificates -----------------------------------------------------------------------------
+
+    async def certify(self, certificates: Mapping[str, str], secure: Iterable[str]) -> None:
+        """Serve exactly these certificates: name to chain and key (PEM). ``secure`` are the host
+        names they are for."""
+        async with self._lock:
+            secure = frozenset(secure)
+            known = {file.name: file.read_text() for file in (self.folder / "certs").iterdir()}
+            wanted = {f"{name}.pem": _dense(text) for name, text in certificates.items()}
+            if wanted != known:
+                await self._certify(known, wanted)
+            if secure != self.secure:
+                commands = [f"add map secure.map {host} 1" for host in secure - self.secure]
+                commands += [f"del map secure.map {host}" for host in self.secure - secure]
+                self.secure = secure
+                self._write()
+                if self.redirect:  # otherwise nothing asks that map
+                    await self.admin.must(*commands)
+
+    async def _certify(self, known: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        # The proxy first: what the files say it is told again at our next start.
+        reload = not known.keys() <= wanted.keys()
+        for file, text in wanted.items():
+            if known.get(file) == text or reload:
+                continue
+            try:
+                await self._install(f"certs/{file}", text, new=file not in known)
+            except LeaseholdError as error:
+                log.warning("ingress.certificate_by_reload", file=file, error=error.message)
+                reload = True
+        for file, text in wanted.items():
+            _replace(self.folder / "certs" / file, text, mode=0o600)
+        for file in known.keys() - wanted.keys():
+            (self.folder / "certs" / file).unlink()
+        self.table.certificates = sorted(wanted)
+        self._write()
+        if reload:
+            await self._reload()
+
+    async def _install(self, path: str, text: str, *, new: bool) -> None:
+        if len(text) > PAYLOAD_BYTES:
+            raise LeaseholdError("too_long", "a certificate chain that needs a reload")
+        if new:
+            await self.admin.must_take(f"new ssl cert {path}")
+        await self.admin.must_take(f"set ssl cert {path}", text)
+        await self.admin.must_take(f"commit ssl cert {path}")
+        if new:
+            await self.admin.must_take(f"add ssl crt-list certs.list {path}")
+
+    async def prove(self, token: str, text: str | None) -> None:
+        """Answer ``text`` to a certificate authority that asks for ``token``; None: no longer."""
+        async with self._lock:
+            if text is None:
+                if self.table.challenges.pop(token, None) is not None:
+                    self._write()
+                    await self.admin.must(f"del map acme.map {token}")
+            elif self.table.challenges.get(token) != text:
+                self.table.challenges[token] = text
+                self._write()
+                await self.admin.must(f"add map acme.map {token} {text}")
+
+    # -- what is on disk --------------------------------------------------------------------------
+
+    def _write(self) -> bool:
+        """Everything to disk, each file in one step, before the running proxy is told.
+
+        True when the configuration itself is another one.
+        """
+        frame = config.Frame(self.threads, self.maxconn, self.tls_port, self.redirect)
+        files = config.files(self.table, frame, self.secure)
         files["table.json"] = msgspec.json.encode(self.table).decode()
+        changed = False
         for file, text in files.items():
-            temporary = self.folder / f".{file}"
-            temporary.write_text(text)
-            os.replace(temporary, self.folder / file)
+            before = self._written.get(file)
+            if before == text:
+                continue
+            if before is None and file == "haproxy.cfg":
+                with contextlib.suppress(FileNotFoundError):
+                    before = (self.folder / file).read_text()
+            changed = changed or (file == "haproxy.cfg" and before != text)
+            _replace(self.folder / file, text)
+            self._written[file] = text
+        return changed
 
     async def _reload(self) -> None:
         """A new worker with the new configuration; the old one finishes what it has."""
-        (before,) = await self.command("show info")
-        await self.keeper.ask("signal", id=PROCESS, signal=int(signal.SIGUSR2))
-        async with self.clock.timeout(READY_SECONDS):
-            while True:
+        before = _pid(await self.admin.ask("show info"))
+        began = self.clock.monotonic()
+        while self.clock.monotonic() < began + READY_SECONDS:
+            # A proxy that is just starting may miss the signal.
+            await self.keeper.ask("signal", id=PROCESS, signal=int(signal.SIGUSR2))
+            sent = self.clock.monotonic()
+            while self.clock.monotonic() < sent + MISSED_SECONDS:
                 with contextlib.suppress(LeaseholdError):
-                    (info,) = await self.command("show info")
-                    if _pid(info) != _pid(before):
+                    if _pid(await self.admin.ask("show info")) != before:
                         return
                 await self.clock.sleep(0.01)
+        raise unavailable(
+            "ingress_reload_failed",
+            f"the proxy goes on with its old configuration; see {self.folder / 'haproxy.log'}",
+        )
 
 
 def _pid(info: str) -> str:
     return next((line for line in info.splitlines() if line.startswith("Pid:")), "")
+
+
+def _dense(text: str) -> str:
+    """Without empty lines, which end a command's payload."""
+    return "".join(f"{line.strip()}\n" for line in text.splitlines() if line.strip())
+
+
+def _replace(path: Path, text: str, *, mode: int = 0o644) -> None:
+    temporary = path.with_name(f".{path.name}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(fd, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -13,20 +13,19 @@ from collections.abc import Iterator
 
 import msgspec
 
+from leasehold.deploy.ingress.options import Options, Shape
+
 SLOTS = 8
 """Servers of a pooled backend: old and new replicas of an update side by side need both."""
 
 FIRST_POOL = 64
 """Backends of the first configuration; doubled by a reload whenever they run out."""
 
+FIRST_PLAIN = 48
+"""Those of them for services with one replica; the others are made for several."""
 
-class Options(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How requests are treated; bytes and milliseconds. The market's defaults."""
-
-    max_body: int = 1 << 20
-    read_timeout_ms: int = 60_000
-    send_timeout_ms: int = 60_000
-    tries: int = 3
+PLAIN, SEVERAL = Shape.of(Options()), Shape.of(Options(replicas=2))
+"""The shapes of services that ask for nothing special."""
 
 
 class Server(msgspec.Struct, frozen=True, order=True):
@@ -59,10 +58,35 @@ class Table(msgspec.Struct):
     targets: dict[str, Target] = {}
     pool: int = FIRST_POOL
     slots: int = SLOTS
+    shapes: dict[int, Shape] = msgspec.field(
+        default_factory=lambda: dict.fromkeys(range(FIRST_PLAIN, FIRST_POOL), SEVERAL)
+    )
+    """By backend, where it is not ``PLAIN``; a backend keeps its shape when its target goes."""
+    certificates: list[str] = []
+    """Names of the certificate files in ``certs/``."""
+    challenges: dict[str, str] = {}
+    """What a certificate authority asks for at ``/.well-known/acme-challenge/``, by token."""
 
-    def free_backend(self) -> int | None:
+    def shape(self, backend: int) -> Shape:
+        return self.shapes.get(backend, PLAIN)
+
+    def free_backend(self, shape: Shape) -> int | None:
+        """A backend for a new target: best one whose text needs no change."""
         used = {target.backend for target in self.targets.values()}
-        return next((number for number in range(self.pool) if number not in used), None)
+        free = [number for number in range(self.pool) if number not in used]
+        fitting = (number for number in free if self.shape(number) == shape)
+        # Plain backends are kept for plain targets as long as there are others.
+        shaped = (number for number in free if number in self.shapes)
+        return next(fitting, next(shaped, next(reversed(free), None)))
+
+    def reshape(self, backend: int, shape: Shape) -> bool:
+        """Give a backend another shape; True when that is a change."""
+        if self.shape(backend) == shape:
+            return False
+        self.shapes[backend] = shape
+        if shape == PLAIN:
+            del self.shapes[backend]
+        return True
 
     def by_host(self) -> Iterator[tuple[str, Target]]:
         for target in self.targets.values():
