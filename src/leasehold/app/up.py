@@ -7,6 +7,8 @@ made one after another rather than listed.
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
 from leasehold.app.adapters import (
@@ -28,10 +30,11 @@ from leasehold.deploy.service import DeployService
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
 from leasehold.events.sqlite import SqliteLog
-from leasehold.gateway import gifts, node, offers, services, stories
+from leasehold.gateway import gifts, inside, news, node, offers, services, stories, work
 from leasehold.gateway import images as image_routes
 from leasehold.gateway import log as log_routes
 from leasehold.gateway import volumes as volume_routes
+from leasehold.gateway.front import Front
 from leasehold.gateway.server import Gateway
 from leasehold.images.service import Images
 from leasehold.index.api import application as index_api
@@ -117,6 +120,7 @@ class Provider(Service):
         manager.mount(index_api(operations, self.clock))
         await self._add(manager)
         assert manager.http is not None
+        self.workers = manager.http.app.workers
         worker = msgspec.structs.replace(
             self.settings.dispatch,
             managers=(f"127.0.0.1:{manager.http.port}",),
@@ -133,7 +137,8 @@ class Provider(Service):
                 self.folder / "schedule.sqlite3", self.clock, keep_runs=schedule.keep_runs
             )
         )
-        await self._add(Scheduler(tasks, self.clock, schedule))
+        self.tasks = tasks
+        self.scheduler = await self._add(Scheduler(tasks, self.clock, schedule))
 
     async def _systems(self) -> None:
         settings = self.settings
@@ -210,6 +215,16 @@ class Provider(Service):
         async def give(to: str, amount: str) -> None:
             await self.client.mint(to, amount)
 
+        front = Front(
+            self.folder / "dashboard",
+            lambda pages, api: [
+                *(sys.executable, "-m", "leasehold.dashboard"),
+                *("--pages", str(pages), "--api", str(api), "--ledger", self.ledger.url),
+                *("--sessions", str(self.folder / "sessions")),
+            ],
+            self.settings.gateway,
+            clock=self.clock,
+        )
         self.gateway = await self._add(
             Gateway(
                 self.settings.gateway,
@@ -235,9 +250,14 @@ class Provider(Service):
                     *log_routes.routes(self.log, self.engine),
                     *volume_routes.routes(self.volumes),
                     *offers.routes(self.deploy),
+                    *news.routes(self.log, self.address, self.clock),
+                    *inside.routes(self.manifest, workloads),
+                    *work.routes(self.workers, self.tasks, self.scheduler.wake),
                 ],
+                wrap=front.around,
             )
         )
+        await self._add(front)
         await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
         log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
 

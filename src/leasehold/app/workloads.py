@@ -46,6 +46,18 @@ class DeployedWorkloads:
                 continue
             yield LogLine(line.service, f"{line.service}-{line.replica}", line.text, _at(line.at))
 
+    async def search(
+        self, lease: LeaseId, services: Sequence[str], text: str, limit: int
+    ) -> list[LogLine]:
+        found = []
+        for service in services or (None,):
+            found += await self.deploy.search_logs(lease, service, text, limit)
+        found.sort(key=lambda line: line.at)
+        return [
+            LogLine(line.service, f"{line.service}-{line.replica}", line.text, _at(line.at))
+            for line in found[-limit:]
+        ]
+
     async def exec(
         self,
         lease: LeaseId,

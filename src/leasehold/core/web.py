@@ -1,7 +1,8 @@
 """An ASGI application as a service.
 
 The socket is bound before anything else starts, so that a port in use is a clear error naming its
-holder and the setting to change, and so that ``port=0`` can be asked for the real one.
+holder and the setting to change, and so that ``port=0`` can be asked for the real one. With
+``path`` it is a Unix socket that only this user can open, for processes of the same machine.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class HttpServer(Service):
         *,
         host: str = "127.0.0.1",
         port: int = 0,
+        path: Path | None = None,
         name: str = "http",
         setting: str = "",
         clock: Clock | None = None,
@@ -48,13 +50,17 @@ class HttpServer(Service):
         self.app = app
         self.host = host
         self.port = port
+        self.path = path
         self.setting = setting
         self.options = options
 
     async def start(self) -> None:
-        sock = bind(self.host, self.port, what=self.name, setting=self.setting)
+        if self.path is not None:
+            sock = bind_path(self.path)
+        else:
+            sock = bind(self.host, self.port, what=self.name, setting=self.setting)
+            self.port = sock.getsockname()[1]
         self.resources.callback(sock.close)
-        self.port = sock.getsockname()[1]
         config = uvicorn.Config(
             self.app,
             log_level="warning",
@@ -136,6 +142,23 @@ def bind(host: str, port: int, *, what: str, setting: str = "") -> socket.socket
             kind=Kind.UNAVAILABLE,
             path=setting,
             got=port,
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def bind_path(path: Path) -> socket.socket:
+    """A listening Unix socket at ``path``, in place of one left behind there."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o600)  # nobody gets in before it listens
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise LeaseholdError(
+            "cannot_bind", f"cannot listen on {path}: {error.strerror or error}", path=str(path)
         ) from None
     sock.setblocking(False)
     return sock

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -181,6 +182,28 @@ async def read(
             reader.close()
         if watch is not None:
             watch.close()
+
+
+def search(folder: Path, service: str | None, text: str, limit: int) -> list[Line]:
+    """The newest ``limit`` lines that contain ``text``, upper and lower case alike, oldest first.
+
+    Reads files a piece at a time: memory does not grow with the log. Blocking; run it in a thread.
+    """
+    needle = text.lower().encode()
+    found: list[Line] = []
+    for path in _files(folder, service):
+        newest: deque[bytes] = deque(maxlen=limit)
+        rotated = (p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
+        for file in (*sorted(rotated, key=lambda p: -int(p.suffix[1:])), path):
+            with contextlib.suppress(FileNotFoundError), file.open("rb") as lines:
+                newest.extend(line for line in lines if needle in line.split(b" ", 3)[-1].lower())
+        reader = _Reader(path, path.parent.name)
+        try:
+            found += reader._parse([line.rstrip(b"\n") for line in newest])
+        finally:
+            reader.close()
+    found.sort(key=lambda line: line.at)
+    return found[-limit:]
 
 
 def expire(folder: Path, alive: set[str], before: float) -> list[str]:

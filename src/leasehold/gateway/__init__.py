@@ -13,5 +13,9 @@
 ``migrate``    moving host names and addresses between leases
 ``status``     version, address and status of the provider
 ``timeline``   the story of a lease
+``news``       leases as they change, and which entities have news, as streams
+``inside``     output with search, kept manifests, the operator's shell
+``work``       index workers and the schedule
+``front``      before the API: pages go to the dashboard's process
 ``ports``      what the gateway needs of the system that runs workloads
 """

@@ -63,6 +63,12 @@ class Workloads(Protocol):
         ``follow`` what comes. Ends when the lease does."""
         ...
 
+    async def search(
+        self, lease: LeaseId, services: Sequence[str], text: str, limit: int
+    ) -> list[LogLine]:
+        """The newest ``limit`` lines of the given services (none: all) that contain ``text``."""
+        ...
+
     async def exec(
         self,
         lease: LeaseId,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -50,3 +50,17 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float,
         Meta(description="how long a client certificate is not asked about again, seconds", ge=0),
     ] = 1.0
+    dashboard: Annotated[
+        Literal["visit", "start", "off"],
+        Meta(description="start the dashboard's process at the first visit, with us, or never"),
+    ] = "visit"
+    dashboard_idle_s: Annotated[
+        float,
+        Meta(
+            description="the dashboard's process ends after so long without a visitor, seconds",
+            gt=0,
+        ),
+    ] = 900.0
+    dashboard_visits: Annotated[
+        int, Meta(description="tabs that may be open on the dashboard at once", ge=1)
+    ] = 200

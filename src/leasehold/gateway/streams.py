@@ -76,7 +76,7 @@ def routes(
             id = lease_of(socket, principal)
             wanted = _services(socket)
             follow, tail = _flag(socket, "follow"), _number(socket, "tail", -1, -1)
-            wanted = _permitted(principal, "logs", id, wanted)
+            wanted = permitted(principal, "logs", id, wanted)
             source = runtime()
 
             async def body() -> None:
@@ -108,22 +108,13 @@ def routes(
     async def shell(socket: Socket) -> None:
         async def prepare(principal: Principal) -> Body:
             id = lease_of(socket, principal)
+            talk = conversation(socket, id, runtime())
             service = _required(socket, "service")
-            tty, stdin = _required_flag(socket, "tty"), _required_flag(socket, "stdin")
-            replica = _number(socket, "podIndex", None, 0)
-            command = _command(socket)
             principal.require("shell", id.dseq, id.gseq, id.oseq, service)
-            source = runtime()
 
             async def body() -> None:
                 await known(id)
-                running = await source.exec(
-                    id, service, command, replica=replica, tty=tty, stdin=stdin
-                )
-                try:
-                    await _converse(socket, running, stdin=stdin)
-                finally:
-                    await running.kill()
+                await talk()
 
             return body
 
@@ -152,10 +143,32 @@ async def _serve(
     except LeaseholdError as error:
         await refuse(socket, error)
         return
+    await converse(socket, body if reads else lambda: _until_gone(socket, body))
+
+
+def conversation(socket: Socket, id: LeaseId, source: Workloads) -> Body:
+    """A shell in a service of ``id`` as the query asks for it; LeaseholdError when it is wrong."""
+    service = _required(socket, "service")
+    tty, stdin = _required_flag(socket, "tty"), _required_flag(socket, "stdin")
+    replica = _number(socket, "podIndex", None, 0)
+    command = _command(socket)
+
+    async def body() -> None:
+        running = await source.exec(id, service, command, replica=replica, tty=tty, stdin=stdin)
+        try:
+            await _converse(socket, running, stdin=stdin)
+        finally:
+            await running.kill()
+
+    return body
+
+
+async def converse(socket: Socket, body: Body) -> None:
+    """Open the websocket, run the body, close with what became of it."""
     await socket.accept()
     code, reason = NORMAL, ""
     try:
-        await (body() if reads else _until_gone(socket, body))
+        await body()
     except WebSocketDisconnect:
         return
     except LeaseholdError as error:
@@ -360,7 +373,8 @@ def _services(socket: Socket) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _permitted(principal: Principal, scope: str, id: LeaseId, wanted: list[str]) -> list[str]:
+def permitted(principal: Principal, scope: str, id: LeaseId, wanted: list[str]) -> list[str]:
+    """The wanted services (none: all) that may be; UNAUTHENTICATED for one that may not."""
     allowed = principal.services(scope, id.dseq, id.gseq, id.oseq)
     if allowed is None:
         return wanted

@@ -231,6 +231,17 @@ class ManifestService(Service):
             for kept in reversed(state.kept)
         ]
 
+    async def kept(
+        self, owner: str, dseq: int, hash: str, *, secrets: bool = True
+    ) -> list[ManifestGroup | dict[str, Any]]:
+        """The groups of an accepted manifest; without ``secrets`` as they are kept, sealed."""
+        id = DeploymentId(owner, dseq)
+        state = await self.acceptance.deployments.state(str(id))
+        found = next((k for k in state.kept if k.hash.startswith(hash.lower())), None)
+        if found is None or not hash:
+            raise not_found("kept manifest", hash, hint="See `leasehold manifest history`.")
+        return list(self.acceptance.open_kept(id, found) if secrets else found.manifest)
+
     async def manifest(self, id: LeaseId) -> tuple[str, ManifestGroup]:
         """Hash and manifest group of a lease as it was accepted; NOT_FOUND when there is none."""
         received: ManifestReceived | None = None

@@ -1,0 +1,213 @@
+"""Volumes: what they hold, their history and what changed in it, freezing, moving, restoring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from leasehold.dashboard import parts, text
+from leasehold.dashboard.page import Page, Source
+from leasehold.dashboard.tree import Node, h
+
+STEPS = ("started", "app_accepted", "released", "files_moved", "committed")
+"""Of a workflow, in order: what its progress is counted in."""
+
+
+class Volumes(Page):
+    title = "Volumes"
+
+    def prepare(self) -> None:
+        self.volumes: list[dict[str, Any]] = []
+        self.chosen = self.query.get("volume", "")
+        self.history: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] | None = None
+        self.compared = ""
+        self.asking: tuple[str, str] | None = None
+        self.workflows: dict[str, list[str]] = {}
+
+    def sources(self) -> Mapping[str, Source]:
+        kinds = ("repo", "registry", "workflow", "lease")
+        return {"volumes": lambda: self.on_news("volumes", kinds, self._load)}
+
+    async def _load(self) -> None:
+        if not self.api.is_operator:
+            self.volumes = await self.api.get("/volumes")
+            return
+        self.volumes = await self.api.get("/v1/volumes")
+        for repo, steps in self.workflows.items():
+            workflow = steps[0]
+            found = await self.api.get("/v1/events/entity", entity=f"workflow:{workflow}")
+            self.workflows[repo] = [workflow, *(event["type"] for event in found)]
+        if self.chosen:
+            self.history = await self.api.get("/v1/volumes/history", volume=self.chosen)
+
+    async def choose(self, volume: str) -> None:
+        self.chosen = "" if self.chosen == volume else volume
+        self.history, self.changes, self.compared = [], None, ""
+        if self.chosen:
+            self.history = await self.api.get("/v1/volumes/history", volume=volume)
+
+    async def compare(self, commit: str) -> None:
+        """What changed from a snapshot until the newest one."""
+        self.compared = commit
+        self.changes = await self.api.get("/v1/volumes/diff", volume=self.chosen, old=commit)
+
+    async def snapshot(self) -> None:
+        await self.api.post("/v1/volumes/snapshot", {"volume": self.chosen, "reason": "dashboard"})
+        await self._load()
+        self.visit.say("The volume was recorded as it is now.")
+
+    def ask(self, what: str, volume: str) -> None:
+        self.asking = (what, volume)
+
+    def keep(self) -> None:
+        self.asking = None
+
+    async def do(self) -> None:
+        """What was asked about."""
+        assert self.asking is not None
+        (what, subject), self.asking = self.asking, None
+        if what == "restore":
+            await self.api.post("/v1/volumes/restore", {"volume": self.chosen, "at": subject})
+            self.visit.say(f"The volume is as it was in {subject[:12]}; "
+                           "what it held before was recorded.")  # fmt: skip
+        elif what == "purge":
+            await self.api.request("DELETE", f"/volumes/{subject}")
+            self.visit.say("The volume was deleted.")
+        else:
+            done = await self.api.post(f"/v1/volumes/change/{what}", {"volume": subject})
+            self.workflows[done["volume"]] = [str(done["workflow"])]
+            self.visit.say(f"The volume is being changed: {what}.", parts.BUSY)
+        await self._load()
+
+    # -- view -------------------------------------------------------------------------------------
+
+    def view(self) -> list[Node | None]:
+        if not self.has("volumes"):
+            return [self.waiting("volumes")]
+        rows = [(v["id"], self._row(v)) for v in self.volumes]
+        return [
+            parts.tiles(
+                ("Volumes", len(self.volumes), "of running and closed leases"),
+                ("Used", text.size(sum(v["used_bytes"] or 0 for v in self.volumes)), ""),
+                ("Frozen", sum(v["tier"] == "frozen" for v in self.volumes), "kept, not in use"),
+            ),
+            parts.table("Volumes", ("Volume", "State", "Used", "Files", "Kept until", ""), rows,
+                        none=parts.empty("No volume yet.", "A service gets one by a ",
+                                         parts.command("persistent: true"), " storage in its SDL."),
+                        numbers=(2, 3)),
+            self._confirm(),
+            self._chosen() if self.chosen else None,
+        ]  # fmt: skip
+
+    def _row(self, volume: dict[str, Any]) -> list[Any]:
+        name = volume["path"].rpartition("/")[2]
+        owner, _, rest = volume["path"].removeprefix("leases/").partition("/")
+        actions: list[Node] = []
+        if self.api.is_operator:
+            change = {"online": "freeze", "frozen": "unfreeze", "archived": "unarchive"}
+            what = change.get(volume["tier"].split()[0])
+            actions = [
+                parts.button("History", lambda: self.choose(volume["id"]),
+                             aria_expanded="true" if self.chosen == volume["id"] else "false",
+                             aria_label=f"History of {name}"),
+                parts.button(f"{what.capitalize()} …", lambda: self.ask(what, volume["id"]),
+                             aria_label=f"{what.capitalize()} {name}")
+                if what else h("span"),
+            ]  # fmt: skip
+        elif volume["tier"] == "frozen":
+            actions = [parts.button("Delete …", lambda: self.ask("purge", volume["id"]),
+                                    kind="danger", aria_label=f"Delete {name}")]  # fmt: skip
+        word = volume["busy"] or volume["tier"]
+        return [
+            h("div", h("strong", name),
+              h("div", f"{text.address(owner)}/{rest.rpartition('/')[0]} on {volume['host']}",
+                class_="soft"), title=volume["path"]),
+            h("div", parts.state(word, "" if not volume["error"] else parts.BAD),
+              self._progress(volume),
+              h("div", volume["error"], class_="soft") if volume["error"] else None),
+            f"{text.size(volume['used_bytes'])} of {text.size(volume['size_bytes'])}",
+            text.number(volume["files"]),
+            text.full(volume["keep_until"]) if volume["keep_until"] else "its lease's end",
+            h("div", actions, class_="row"),
+        ]  # fmt: skip
+
+    def _progress(self, volume: dict[str, Any]) -> Node | None:
+        done = self.workflows.get(volume["id"])
+        if not done or not volume["busy"]:
+            return None
+        steps = [type.partition(".")[2] for type in done[1:]]
+        return parts.progress("Progress", len(steps), len(STEPS),
+                              f"step {len(steps)}: {steps[-1] if steps else 'asked'}")  # fmt: skip
+
+    def _confirm(self) -> Node | None:
+        if self.asking is None:
+            return None
+        what, subject = self.asking
+        says = {
+            "freeze": "Freeze it? Whoever uses it lets go of it first; it can be unfrozen.",
+            "unfreeze": "Bring it back into use?",
+            "unarchive": "Bring it back from the archive?",
+            "restore": f"Bring it back to {subject[:12]}? What it holds now is recorded first.",
+            "purge": "Delete it for good? There is no way back.",
+        }
+        return h(
+            "div",
+            h("p", says.get(what, what), id="volume-why"),
+            parts.button(what.capitalize(), self.do, kind="danger" if what == "purge" else "main",
+                         autofocus=True),
+            parts.button("Leave it", self.keep),
+            role="alertdialog", aria_label=what, aria_describedby="volume-why", class_="confirm",
+            key="confirm",
+        )  # fmt: skip
+
+    def _chosen(self) -> Node:
+        rows = [
+            (
+                entry["commit"],
+                [h("code", entry["commit"][:12], title=entry["commit"]), parts.moment(entry["at"]),
+                 entry["author"], entry["message"], text.number(entry["files"]),
+                 text.size(entry["bytes"]),
+                 h("div",
+                   parts.button("Changes since", partial(self.compare, entry["commit"]),
+                                aria_label=f"Changes since {entry['commit'][:12]}"),
+                   parts.button("Restore …", partial(self.ask, "restore", entry["commit"]),
+                                aria_label=f"Restore {entry['commit'][:12]}"),
+                   class_="row")],
+            )
+            for entry in self.history
+        ]  # fmt: skip
+        return parts.panel(
+            "History",
+            parts.table("Snapshots, newest first",
+                        ("Snapshot", "At (UTC)", "By", "Why", "Files", "Bytes", ""), rows,
+                        none=parts.empty("Nothing was recorded yet."), numbers=(4, 5)),
+            self._changes(),
+            aside=parts.button("Record it now", self.snapshot),
+        )  # fmt: skip
+
+    def _changes(self) -> Node | None:
+        if self.changes is None:
+            return None
+        rows = [
+            (
+                change["path"],
+                [parts.state(change["how"], parts.BUSY), h("span", change["path"], class_="wrap"),
+                 _size_of(change["old"]), _size_of(change["new"])],
+            )
+            for change in self.changes[:500]
+        ]  # fmt: skip
+        return h(
+            "div",
+            h("h3", f"Changes since {self.compared[:12]}"),
+            parts.table("Changes", ("How", "Path", "Before", "After"), rows,
+                        none=h("p", "Nothing changed since.", class_="soft"), numbers=(2, 3)),
+            key="changes",
+        )  # fmt: skip
+
+
+def _size_of(entry: dict[str, Any] | None) -> str:
+    if not entry:
+        return "–"
+    return text.size(entry["size"]) if "size" in entry else "there"
