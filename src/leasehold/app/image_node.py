@@ -14,7 +14,7 @@ from leasehold.app.settings import Settings
 from leasehold.core.clock import Clock
 from leasehold.core.ops import Ops
 from leasehold.core.service import Service, running
-from leasehold.images.membership import FileMembers
+from leasehold.images.membership import FileMembers, Members
 from leasehold.images.node import ImagesNode
 
 
@@ -30,8 +30,10 @@ class ImagesRole(Service):
         settings = self.settings.images
         root = self.folder / "images"
         root.mkdir(parents=True, exist_ok=True)
-        members = None
-        if settings.members_file:
+        members: Members | None = None
+        if settings.kubernetes_pod:
+            members = self._pods()
+        elif settings.members_file:
             members = FileMembers(Path(settings.members_file), clock=self.clock)
         self.node = ImagesNode(
             root,
@@ -48,6 +50,23 @@ class ImagesRole(Service):
         ops.add_check("images", self._unready)
         for service in (ops, self.node):
             await self.resources.enter_async_context(running(service))
+
+    def _pods(self) -> Members:
+        from leasehold.images.kubernetes import ApiServer, KubernetesMembers
+
+        settings = self.settings.images
+        labels = dict(
+            pair.strip().split("=", 1)
+            for pair in settings.kubernetes_labels.split(",")
+            if "=" in pair
+        )
+        api = ApiServer(
+            settings.kubernetes_namespace,
+            settings.kubernetes_pod,
+            labels,
+            kubeconfig=settings.kubernetes_config,
+        )
+        return KubernetesMembers(api, settings.kubernetes_pod, clock=self.clock)
 
     def _unready(self) -> str | None:
         reasons = self.node.not_ready()

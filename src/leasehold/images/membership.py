@@ -95,6 +95,18 @@ class Members(Service):
         self.view = View(members)
         self.changed: list[Callable[[View], None]] = []
 
+    @property
+    def known(self) -> View:
+        """Everybody to find one another by; some may not be elected yet."""
+        return self.view
+
+    def announce_own(self, member: Member) -> None:
+        """This node is there, and others should learn of it; nothing to do where they do."""
+
+    def unready(self) -> list[str]:
+        """Why this node is not a member yet; empty when it is."""
+        return []
+
     def set(self, members: Iterable[Member]) -> None:
         """A new view, unless nothing changed."""
         view = View(members, self.view.version + 1)
@@ -156,6 +168,10 @@ class AnnouncedMembers(Members):
 
     async def start(self) -> None:
         self.spawn(self._expire(), name="expire")
+
+    def announce_own(self, member: Member) -> None:
+        self.own = member
+        self.announce(member)
 
     def announce(self, member: Member) -> None:
         """``member`` is there, now."""

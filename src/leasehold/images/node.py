@@ -87,7 +87,7 @@ class ImagesNode(Service):
         self.discovery = Discovery(
             node,
             self.kad,
-            lambda: self.members.view,
+            lambda: self.members.known,
             self.clock,
             transfer_port=self.settings.transfer_port,
             bootstrap=bootstrap,
@@ -124,7 +124,7 @@ class ImagesNode(Service):
             clock,
             limits,
         )
-        self.client = Client(self.host, lambda: self.members.view, clock, limits)
+        self.client = Client(self.host, lambda: self.members.known, clock, limits)
         self.gate = DirectGate(
             clock,
             self.flights,
@@ -160,9 +160,7 @@ class ImagesNode(Service):
         self._parts = parts
         await parts._started.wait()
         self.server.bind(self.host)
-        if isinstance(self.members, AnnouncedMembers):
-            self.members.own = self.member
-            self.members.announce(self.member)
+        self.members.announce_own(self.member)
         self.spawn(self._announce_all(), name="announce")
 
     async def stop(self) -> None:
@@ -188,9 +186,9 @@ class ImagesNode(Service):
 
     def not_ready(self) -> list[str]:
         """Why this node cannot serve the fleet yet; empty when it can."""
-        reasons = []
-        view = self.members.view
-        if self.node not in view.members and len(view):
+        reasons = self.members.unready()
+        view = self.members.known
+        if not reasons and self.node not in view.members and len(view):
             reasons.append("announce pending")
         if not any(a.tcp() for a in self.host.addresses):
             reasons.append("no dialable p2p address")
@@ -199,14 +197,14 @@ class ImagesNode(Service):
         return reasons
 
     def _allowed(self, peer: PeerId) -> bool:
-        return not self.coord_settings.members_only or peer in self.members.view.by_peer
+        return not self.coord_settings.members_only or peer in self.members.known.by_peer
 
     def _bootstrapping(self) -> bool:
         """The first moments: over after the window, or as soon as the table is full enough."""
         limits = self.coord_settings
         if self.clock.monotonic() - self._began >= limits.bootstrap_window:
             return False
-        target = min(len(self.members.view) - 1, TARGET_CAP)
+        target = min(len(self.members.known) - 1, TARGET_CAP)
         return target <= 0 or len(self.kad.table) < target * limits.bootstrap_table_percent / 100
 
     async def _held_elsewhere(self, digest: Digest) -> bool:

@@ -71,6 +71,17 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     members_file: Annotated[
         str, Meta(description="JSON list of the fleet's nodes; read again when it changes")
     ] = ""
+    kubernetes_pod: Annotated[
+        str,
+        Meta(description="Name of the pod this node runs in: members are then the pods beside it"),
+    ] = ""
+    kubernetes_namespace: Annotated[str, Meta(description="Namespace of those pods")] = "default"
+    kubernetes_labels: Annotated[
+        str, Meta(description="Labels of those pods, key=value,key=value")
+    ] = "app.kubernetes.io/name=leasehold-images"
+    kubernetes_config: Annotated[
+        str, Meta(description="Kubeconfig file; empty: the pod's service account")
+    ] = ""
 
     # the store
     store: Annotated[
