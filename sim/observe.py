@@ -112,8 +112,8 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
         async with running(host.engine):
             await clock.sleep(1000)
             for repo in ids:
-                if repo in host.engine.registrations["repo"].asleep:
-                    host.engine.kick("repo", repo)
+                if repo in host.engine.table.registrations["repo"].asleep:
+                    host.engine.operators.kick("repo", repo)
             await clock.sleep(100)
             registry = await host.repos.registries.state("local")
             for repo in ids:
@@ -125,7 +125,7 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
                 served = host.files.enabled.get(repo)
                 assert served is not None, f"{repo} is not served"
                 assert served.path == state.path, f"{repo} is served at {served.path}"
-            for lane in host.engine.lanes.values():
+            for lane in host.engine.table.lanes.values():
                 assert lane.free == lane.slots, f"{lane.name} lost slots"
 
     clock.run(main)

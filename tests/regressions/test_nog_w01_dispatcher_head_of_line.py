@@ -89,7 +89,7 @@ def test_a_thousand_same_server_moves_complete_with_ten_slots() -> None:
 
     async def main() -> None:
         host = PretendedHost(MemoryLog(clock), clock)
-        assert host.engine.lanes["repo"].slots == 10
+        assert host.engine.table.lanes["repo"].slots == 10
         async with running(host.engine):
             repos = await host.make(1000)
             await clock.sleep(60)
@@ -101,6 +101,6 @@ def test_a_thousand_same_server_moves_complete_with_ten_slots() -> None:
                 state = await host.repos.repo(repo)
                 assert (state.path, state.busy) == (f"moved/{n}", "")
                 assert host.files.enabled[repo].path == f"moved/{n}"
-            assert host.engine.lanes["repo"].free == 10
+            assert host.engine.table.lanes["repo"].free == 10
 
     clock.run(main)

@@ -58,7 +58,7 @@ def test_w5_retries_spread_out_and_news_end_the_wait() -> None:
             (repo,) = host.files.enabled
             await host.repos.begin("freeze", repo, author="me")
             await clock.sleep(300)
-            (row,) = [t for t in host.engine.tasks("repo") if t["failures"]]
+            (row,) = [t for t in host.engine.operators.tasks("repo") if t["failures"]]
             assert row["state"] == "retrying"
             host.files.fail["freeze"].clear()
             await log.append(
@@ -133,7 +133,7 @@ def test_w12_hundreds_of_freezes_leave_nothing_open() -> None:
             for n, repo in enumerate(repos):
                 await host.repos.begin_move(repo, f"m/{n}", "local", timeout=60)
             await clock.sleep(120)
-            counts = {row["activity"]: row for row in host.engine.counts()}
+            counts = {row["activity"]: row for row in host.engine.operators.counts()}
             for name in ("move", "move-release", "move-acquire"):
                 row = counts[name]
                 assert sum(v for k, v in row.items() if isinstance(v, int) and k != "finished") == 0
@@ -155,7 +155,7 @@ def test_w13_waiting_for_a_release_takes_no_slot() -> None:
             for n, repo in enumerate(repos[:50]):
                 await host.repos.begin_move(repo, f"m/{n}", "local", timeout=600)
             await clock.sleep(30)
-            assert host.engine.lanes["repo"].free == 10
+            assert host.engine.table.lanes["repo"].free == 10
             await host.repos.begin("freeze", repos[55], author="me")
             await clock.sleep(1)
             assert (await host.repos.repo(repos[55])).tier == "frozen"
@@ -177,7 +177,7 @@ def test_w14_the_engine_can_be_looked_into() -> None:
         async with running(host.engine):
             (repo,) = await host.make(1)
             await clock.sleep(5)
-            assert host.engine.inspect("repo", repo)["state"] == "sleeping"
+            assert host.engine.operators.inspect("repo", repo)["state"] == "sleeping"
             names = {m.name for m in metrics.REGISTRY.collect()}
             assert {
                 "leasehold_observe_ready",

@@ -72,9 +72,9 @@ def test_w9_after_a_restart_in_the_middle_of_the_end_one_activity_serves() -> No
             await clock.sleep(60)
             assert again.files.enabled[repo].path == "moved/x"
             assert (await again.repos.registries.state("local")).repos[repo].move == ""
-            live = [t for t in again.engine.tasks("repo") if t["state"] != "finished"]
+            live = [t for t in again.engine.operators.tasks("repo") if t["state"] != "finished"]
             assert len(live) == 1
-            assert again.engine.lanes["repo"].free == 10
+            assert again.engine.table.lanes["repo"].free == 10
             # And it can still be moved on.
             await again.repos.begin_move(repo, "moved/y", "local", timeout=600)
             await clock.sleep(60)

@@ -77,7 +77,7 @@ def test_w11_a_poisoned_repo_stops_only_itself() -> None:
         async with running(host.engine):
             await clock.sleep(60)
             assert set(host.files.enabled) == set(repos[1:])
-            (row,) = [t for t in host.engine.tasks("replicate") if t["error"]]
+            (row,) = [t for t in host.engine.operators.tasks("replicate") if t["error"]]
             assert row["state"] == "parked"
             assert row["error"]["code"] == "event_undecodable"
             more = await host.repos.accept("leases/acme/9/web/data", "local")

@@ -1,32 +1,28 @@
 """Who answers for an entity where several instances share a log.
 
 Entities are spread over 64 partitions by hash; an instance owns a partition by a lease row with an
-epoch. It renews every third of the lease's time. Whoever was paused too long knows by its own
-clock that it owns nothing, and the log refuses its writes by the stale epoch if it does not.
-Entities bound to a host are *placed*: they belong to the instance on that host, never hashed.
+epoch (see ``leases``). It renews every third of the lease's time. Whoever was paused too long knows
+by its own clock that it owns nothing, and the log refuses its writes by the stale epoch if it does
+not. Entities bound to a host are *placed*: they belong to the instance on that host, never hashed.
+
+An *exclusive* instance is alone with its log: it claims everything or does not start, and ends
+when it finds that another one took over. That is for a provider all of whose workloads are bound
+to its host, with a spare one waiting elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Service
-from leasehold.events.event import (
-    Checkpoint,
-    DueTimer,
-    Entity,
-    Event,
-    Head,
-    NewEvent,
-    Signal,
-    Subscribed,
-    Timer,
-    WillBlock,
-)
-from leasehold.events.postgres import PostgresLog, partition_of
+from leasehold.events.event import Entity
+from leasehold.events.leases import partition_of
+from leasehold.events.postgres import PostgresLog
+
+IN_USE = "log_in_use"
 
 log = get_logger(__name__)
 
@@ -34,6 +30,9 @@ log = get_logger(__name__)
 class Partitions(Service):
     """The partitions of this instance. ``placed(entity)`` is True for entities of this host, False
     for those of another, None for those that are hashed. ``gained`` is called when some are new.
+
+    With ``exclusive`` it waits up to one lease for an earlier instance to end, then refuses to
+    start with ``log_in_use``.
     """
 
     def __init__(
@@ -43,17 +42,30 @@ class Partitions(Service):
         *,
         ttl: float | None = None,
         placed: Callable[[Entity], bool | None] = lambda _: None,
+        exclusive: bool = False,
     ) -> None:
         super().__init__("partitions", clock=clock)
         self.log = log
         self.ttl = ttl or log.settings.lease_ttl_s
         self.placed = placed
+        self.exclusive = exclusive
         self.gained: Callable[[], Awaitable[None]] | None = None
         self.held: dict[int, int] = {}
         self._until = 0.0
+        self.start_deadline += self.ttl
 
     async def start(self) -> None:
-        await self._claim()
+        patience = self.clock.monotonic() + self.ttl
+        while True:
+            try:
+                await self._claim()
+                break
+            except LeaseholdError as error:
+                left = patience - self.clock.monotonic()
+                if error.code != IN_USE or left <= 0:
+                    raise
+                log.warning("partitions.waiting", error=str(error))
+                await self.clock.sleep(min(left, error.retry_after or left))
         self.spawn(self._renew(), name="renew")
 
     async def stop(self) -> None:
@@ -62,8 +74,12 @@ class Partitions(Service):
 
     async def _claim(self) -> None:
         asked = self.clock.monotonic()
-        held = await self.log.claim(self.log.instance, self.ttl)
-        new = held.keys() - self.held.keys()
+        held = await self.log.claim(
+            self.log.instance, self.ttl, self.held, all_of_them=self.exclusive
+        )
+        # What happened while we had let the lease lapse, nobody told us to look at.
+        lapsed = self.clock.monotonic() >= self._until
+        new = held.keys() if lapsed else held.keys() - self.held.keys()
         self.held, self._until = held, asked + self.ttl
         if new:
             log.info("partitions.gained", count=len(new), held=len(held))
@@ -76,6 +92,8 @@ class Partitions(Service):
             try:
                 await self._claim()
             except LeaseholdError as error:
+                if error.code == IN_USE:
+                    raise  # nothing we do counts any more
                 log.warning("partitions.not_renewed", error=str(error))
 
     def owns(self, entity: Entity) -> bool:
@@ -85,78 +103,8 @@ class Partitions(Service):
         return self.clock.monotonic() < self._until and partition_of(entity) in self.held
 
     def epoch(self, entity: Entity) -> int | None:
-        """What to append with; None where no lease guards the entity. An epoch we no longer hold
-        is 0, which the log always refuses."""
+        """What to append with as ``entity``'s owner; None where no lease guards the entity. An
+        epoch we do not hold is 0, which the log always refuses."""
         if self.placed(entity) is not None:
             return None
         return self.held.get(partition_of(entity), 0)
-
-
-class FencedLog:
-    """The log as an owner sees it: what it appends to its own entities carries its epoch.
-
-    An append to an entity of somebody else (a fact it may tell at any time) carries none.
-    """
-
-    def __init__(self, log: PostgresLog, partitions: Partitions) -> None:
-        self.log = log
-        self.partitions = partitions
-        self._mine: set[int] = set()
-
-    async def append(
-        self,
-        entity: Entity,
-        parent: str | None,
-        events: Sequence[NewEvent],
-        *,
-        timers: Sequence[Timer] = (),
-        checkpoint: Checkpoint | None = None,
-        epoch: int | None = None,
-    ) -> list[Event]:
-        partition = partition_of(entity)
-        if epoch is None:
-            self._mine |= self.partitions.held.keys()
-            # Once ours, always guarded: a partition we lost must refuse what we still try.
-            if partition in self._mine:
-                epoch = self.partitions.epoch(entity)
-        return await self.log.append(
-            entity, parent, events, timers=timers, checkpoint=checkpoint, epoch=epoch
-        )
-
-    def read(
-        self, entity: Entity, after: str | None = None, *, watch: bool = False
-    ) -> AsyncIterator[Event | WillBlock]:
-        return self.log.read(entity, after, watch=watch)
-
-    def read_all(self, after_seq: int = 0, *, limit: int = 1000) -> AsyncIterator[Event]:
-        return self.log.read_all(after_seq, limit=limit)
-
-    async def head(self, entity: Entity) -> Head | None:
-        return await self.log.head(entity)
-
-    async def last_seq(self) -> int:
-        return await self.log.last_seq()
-
-    async def entities(self, kind: str, prefix: str = "") -> list[tuple[Entity, Head]]:
-        return await self.log.entities(kind, prefix)
-
-    def signals(self, after_seq: int | None = None) -> AsyncIterator[Signal | Subscribed]:
-        return self.log.signals(after_seq)
-
-    async def changed(self, after_seq: int) -> list[Signal]:
-        return await self.log.changed(after_seq)
-
-    async def due_timers(self, until: float, *, limit: int = 1000) -> list[DueTimer]:
-        return await self.log.due_timers(until, limit=limit)
-
-    async def next_timer(self, after: float | None = None) -> float | None:
-        return await self.log.next_timer(after)
-
-    async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
-        return await self.log.checkpoints(activity)
-
-    async def trim(self, entity: Entity, keep_from: str) -> int:
-        return await self.log.trim(entity, keep_from)
-
-    async def close(self) -> None:
-        await self.log.close()

@@ -111,41 +111,41 @@ def routes(log: Log, engine: Engine) -> Sequence[BaseRouteHandler]:
     @get("/v1/observe", guards=[operator], tags=["observe"], sync_to_thread=False)
     def observe_counts() -> list[dict[str, Any]]:
         """Each kind of activity with its numbers by state."""
-        return engine.counts()
+        return engine.operators.counts()
 
     @get("/v1/observe/tasks", guards=[operator], tags=["observe"], sync_to_thread=False)
     def observe_tasks(activity: str = "", status: str = "") -> list[dict[str, Any]]:
         """Activities that are not simply asleep."""
-        return engine.tasks(activity, status)
+        return engine.operators.tasks(activity, status)
 
     @get("/v1/observe/task", guards=[operator], tags=["observe"], sync_to_thread=False)
     def observe_inspect(activity: str, entity: str, key: str = "") -> dict[str, Any]:
         """Everything about one activity."""
-        return engine.inspect(activity, _key(entity, key))
+        return engine.operators.inspect(activity, _key(entity, key))
 
     @post("/v1/observe/kick", guards=[operator], tags=["observe"], status_code=200)
     async def observe_kick(data: Target) -> dict[str, Any]:
         """Run it now, whatever it waits for."""
-        engine.kick(data.activity, _key(data.entity, data.key))
-        return engine.inspect(data.activity, _key(data.entity, data.key))
+        engine.operators.kick(data.activity, _key(data.entity, data.key))
+        return engine.operators.inspect(data.activity, _key(data.entity, data.key))
 
     @post("/v1/observe/pause", guards=[operator], tags=["observe"], status_code=200)
     async def observe_pause(data: Target) -> dict[str, Any]:
         """Start nothing more until it is resumed, also after a restart."""
-        await engine.pause(data.activity, _key(data.entity, data.key))
-        return engine.inspect(data.activity, _key(data.entity, data.key))
+        await engine.operators.pause(data.activity, _key(data.entity, data.key))
+        return engine.operators.inspect(data.activity, _key(data.entity, data.key))
 
     @post("/v1/observe/resume", guards=[operator], tags=["observe"], status_code=200)
     async def observe_resume(data: Target) -> dict[str, Any]:
         """Let it run again."""
-        await engine.resume(data.activity, _key(data.entity, data.key))
-        return engine.inspect(data.activity, _key(data.entity, data.key))
+        await engine.operators.resume(data.activity, _key(data.entity, data.key))
+        return engine.operators.inspect(data.activity, _key(data.entity, data.key))
 
     @post("/v1/observe/clear", guards=[operator], tags=["observe"], status_code=200)
     async def observe_clear(data: Target) -> dict[str, Any]:
         """Forget its stored error and try again."""
-        await engine.clear(data.activity, _key(data.entity, data.key))
-        return engine.inspect(data.activity, _key(data.entity, data.key))
+        await engine.operators.clear(data.activity, _key(data.entity, data.key))
+        return engine.operators.inspect(data.activity, _key(data.entity, data.key))
 
     return [
         events_list,

@@ -86,8 +86,8 @@ class Volumes(Service):
         )
 
     def _ask(self, repo: str) -> None:
-        if repo in self.engine.registrations["repo"].asleep:
-            self.engine.kick("repo", repo)
+        if repo in self.engine.table.registrations["repo"].asleep:
+            self.engine.operators.kick("repo", repo)
 
     def _unused(self, repo: str) -> bool:
         return not self.in_use.get(repo)

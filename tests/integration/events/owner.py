@@ -14,7 +14,7 @@ from leasehold.core import logs
 from leasehold.core.service import running
 from leasehold.events.event import Event, NewEvent
 from leasehold.events.log import ANY
-from leasehold.events.partitions import FencedLog, Partitions
+from leasehold.events.partitions import Partitions
 from leasehold.events.postgres import PostgresLog
 from leasehold.observe.activity import Outcome, Reconciler
 from leasehold.observe.engine import Engine
@@ -46,7 +46,7 @@ async def main() -> None:
     url, _, ttl = sys.argv[1:]
     async with running(PostgresLog(url)) as log:
         partitions = Partitions(log, ttl=float(ttl))
-        engine = Engine(FencedLog(log, partitions), owns=partitions.owns)
+        engine = Engine(log, owns=partitions.owns, epoch=partitions.epoch)
         engine.register(Answer)
         partitions.gained = engine.rescan
         async with running(engine), running(partitions):

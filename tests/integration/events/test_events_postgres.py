@@ -15,9 +15,11 @@ from leasehold.core.errors import LeaseholdError
 from leasehold.core.service import running
 from leasehold.events.conformance import CASES, A, B, Case, new, soon, until_signal
 from leasehold.events.event import Entity, Event, NewEvent, Subscribed
+from leasehold.events.fenced import FencedLog
+from leasehold.events.leases import PARTITIONS
 from leasehold.events.log import ANY, StaleOwner
-from leasehold.events.partitions import FencedLog, Partitions
-from leasehold.events.postgres import PARTITIONS, PostgresLog
+from leasehold.events.partitions import Partitions
+from leasehold.events.postgres import PostgresLog
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -70,17 +72,17 @@ async def test_a_lost_connection_is_said_and_made_again(database: str, postgres:
 
 async def test_partitions_are_shared_out_and_taken_over(database: str) -> None:
     async with running(PostgresLog(database)) as one, running(PostgresLog(database)) as two:
-        first = await one.claim("one", 0.6)
+        first = await one.claim("one", 0.6, {})
         assert len(first) == PARTITIONS
-        await two.claim("two", 0.6)
-        first = await one.claim("one", 0.6)
-        second = await two.claim("two", 0.6)
+        second = await two.claim("two", 0.6, {})
+        first = await one.claim("one", 0.6, first)
+        second = await two.claim("two", 0.6, second)
         assert (len(first), len(second)) == (32, 32)
         assert not first.keys() & second.keys()
         # "one" is silent: after its time is over "two" has everything, with new epochs.
         await asyncio.sleep(0.7)
-        await two.claim("two", 5.0)
-        taken = await two.claim("two", 5.0)
+        second = await two.claim("two", 5.0, second)
+        taken = await two.claim("two", 5.0, second)
         assert len(taken) == PARTITIONS
         assert all(taken[p] > first[p] for p in first)
 
@@ -88,7 +90,7 @@ async def test_partitions_are_shared_out_and_taken_over(database: str) -> None:
 async def test_a_paused_owner_that_wakes_up_changes_nothing(database: str) -> None:
     async with running(PostgresLog(database)) as one, running(PostgresLog(database)) as two:
         paused = Partitions(one, ttl=0.5)
-        fenced = FencedLog(one, paused)
+        fenced = FencedLog(one, paused.epoch)
         await paused._claim()
         await fenced.append(A, None, [new("1")])
         await asyncio.sleep(0.6)
@@ -98,7 +100,7 @@ async def test_a_paused_owner_that_wakes_up_changes_nothing(database: str) -> No
         assert owner.owns(A)
         with pytest.raises(StaleOwner):
             await fenced.append(A, ANY, [new("stale")])
-        await FencedLog(two, owner).append(A, ANY, [new("2")])
+        await FencedLog(two, owner.epoch).append(A, ANY, [new("2")])
         assert [e.id async for e in two.read(A) if isinstance(e, Event)] == ["1", "2"]
 
 

@@ -168,8 +168,8 @@ async def test_a_damaged_archive_changes_nothing(root: Path) -> None:
         state = await until(volumes, repo, lambda s: s.tier == "archived")
         Path(state.archive).write_bytes(b"rot")
         await volumes.change("unarchive", repo, author="op")
-        await eventually(lambda: any(t["error"] for t in volumes.engine.tasks("repo")))
-        (row,) = [t for t in volumes.engine.tasks("repo") if t["error"]]
+        await eventually(lambda: any(t["error"] for t in volumes.engine.operators.tasks("repo")))
+        (row,) = [t for t in volumes.engine.operators.tasks("repo") if t["error"]]
         assert row["error"]["code"] == "archive_damaged"
         assert (await volumes.repos.repo(repo)).tier == "archived"
 

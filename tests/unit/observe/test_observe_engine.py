@@ -99,7 +99,7 @@ def test_failures_are_retried_with_the_state_of_the_log() -> None:
             # A failed event is folded once into what was saved before it, however many tries.
             assert {count for _, _, count in Counting.seen[1:]} == {3}
             assert len(Counting.seen) == 7
-            assert engine.tasks(state="retrying") == []
+            assert engine.operators.tasks(state="retrying") == []
             assert await log.checkpoints("errors/saving") == {}
 
     clock.run(main)
@@ -116,7 +116,7 @@ def test_an_error_is_stored_and_survives_until_it_is_over() -> None:
         async with running(engine):
             await say(log, "a")
             await clock.sleep(30)
-            row = engine.inspect("saving", "a")
+            row = engine.operators.inspect("saving", "a")
             assert row["state"] == "retrying"
             assert row["error"]["code"] == "not_now"
             assert len(await log.checkpoints("errors/saving")) == 1
@@ -128,7 +128,7 @@ def test_an_error_is_stored_and_survives_until_it_is_over() -> None:
         Counting.fail["a"] = 0
         async with running(again):
             await clock.sleep(1)
-            assert again.inspect("saving", "a")["state"] == "sleeping"
+            assert again.operators.inspect("saving", "a")["state"] == "sleeping"
             assert await log.checkpoints("errors/saving") == {}
 
     clock.run(main)
@@ -156,7 +156,7 @@ def test_a_restart_wakes_only_what_changed() -> None:
             await say(log, "e8")
             await clock.sleep(1)
             assert Counting.seen[1:] == [("e8", "settled", 3)]
-            (row,) = engine.counts()
+            (row,) = engine.operators.counts()
             assert row["sleeping"] == 100
 
     clock.run(main)
@@ -290,8 +290,8 @@ def test_waiting_outside_takes_no_slot_and_working_never_exceeds_them() -> None:
             for n in range(200):
                 await say(log, f"e{n}")
             await clock.sleep(60)
-            assert engine.counts()[0].get("running", 0) == 0
-            assert engine.lanes["repo"].free == 3
+            assert engine.operators.counts()[0].get("running", 0) == 0
+            assert engine.table.lanes["repo"].free == 3
         assert Waiting.inside == [0, 3]
 
     clock.run(main)
@@ -306,23 +306,23 @@ def test_operators_pause_kick_and_resume() -> None:
         async with running(engine):
             await say(log, "a")
             await clock.sleep(1)
-            engine.kick("saving", "a")
+            engine.operators.kick("saving", "a")
             await clock.sleep(1)
             assert len(Counting.seen) == 2
-            await engine.pause("saving", "a")
+            await engine.operators.pause("saving", "a")
             await say(log, "a")
             await clock.sleep(60)
             assert len(Counting.seen) == 2
-            assert engine.inspect("saving", "a")["state"] == "paused"
+            assert engine.operators.inspect("saving", "a")["state"] == "paused"
         engine = _with(Saving, log, clock)
         async with running(engine):
             await clock.sleep(60)
             assert len(Counting.seen) == 2
-            await engine.resume("saving", "a")
+            await engine.operators.resume("saving", "a")
             await clock.sleep(1)
             assert Counting.seen[2:] == [("a", "settled", 2)]
             with pytest.raises(LeaseholdError, match="no activity"):
-                engine.inspect("saving", "nobody")
+                engine.operators.inspect("saving", "nobody")
 
     clock.run(main)
 

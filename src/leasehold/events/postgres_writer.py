@@ -1,0 +1,228 @@
+"""What the writing connection of the PostgreSQL log does: a batch in one transaction.
+
+The transaction begins with the advisory lock of all writers, so batches of several instances come
+one after the other: ``seq`` is the commit order and has no gaps. A batch is a few set-wise
+statements, however many appends it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.events import schema
+from leasehold.events.batch import Batch, HeadState, Request, decide
+from leasehold.events.event import Checkpoint, Entity, Event, Timer
+from leasehold.events.leases import WRITERS_LOCK, epochs, partition_of
+from leasehold.events.log import StaleOwner
+
+CHANNEL = "leasehold_events"
+"""Where others are told of a batch: ``who before after``, the writer and its sequence numbers."""
+
+
+async def commit(
+    db: asyncpg.Connection[Any], batch: Sequence[Request], at: float, who: str
+) -> tuple[int, int]:
+    """Decide and store ``batch``, tell everybody; the newest ``seq`` before and after it."""
+    async with db.transaction():
+        await db.execute("SELECT pg_advisory_xact_lock($1)", WRITERS_LOCK)
+        last_seq, last_eid = await db.fetchrow("SELECT last_seq, last_eid FROM counters")
+        heads, last_eid = await _heads(db, batch, last_eid)
+        known = await _known(db, batch, heads)
+        refused = await _fence(db, batch)
+        decided = decide(batch, at, heads, known, last_seq, lambda r: refused.get(id(r)))
+        await _store(db, decided, heads)
+        await db.execute(
+            "UPDATE counters SET last_seq = $1, last_eid = $2", decided.last_seq, last_eid
+        )
+        if decided.fresh or decided.timers:
+            word = f"{who} {last_seq} {decided.last_seq}"
+            await db.execute("SELECT pg_notify($1, $2)", CHANNEL, word)
+    return last_seq, decided.last_seq
+
+
+async def trim(db: asyncpg.Connection[Any], entity: Entity, keep_from: str) -> int:
+    """See :meth:`leasehold.events.log.Log.trim`."""
+    async with db.transaction():
+        await db.execute("SELECT pg_advisory_xact_lock($1)", WRITERS_LOCK)
+        row = await db.fetchrow(
+            "SELECT v.eid, v.seq, v.parent FROM entities e JOIN events v ON v.eid = e.eid"
+            " WHERE e.kind = $1 AND e.id = $2 AND v.id = $3",
+            *entity,
+            keep_from,
+        )
+        if row is None:
+            return 0
+        eid, seq, parent = row
+        status = await db.execute("DELETE FROM events WHERE eid = $1 AND seq < $2", eid, seq)
+        count = int(status.split()[-1])
+        if count:
+            await db.execute("UPDATE entities SET trimmed = $1 WHERE eid = $2", parent, eid)
+        return count
+
+
+async def _fence(
+    db: asyncpg.Connection[Any], batch: Sequence[Request]
+) -> dict[int, LeaseholdError]:
+    """Who may not write any more."""
+    if all(request.epoch is None for request in batch):
+        return {}
+    held = await epochs(db)
+    refused: dict[int, LeaseholdError] = {}
+    for request in batch:
+        if request.epoch is not None:
+            current = held.get(partition_of(request.entity), 0)
+            if current != request.epoch:
+                refused[id(request)] = StaleOwner(request.entity, request.epoch, current)
+    return refused
+
+
+async def _heads(
+    db: asyncpg.Connection[Any], batch: Sequence[Request], last_eid: int
+) -> tuple[dict[Entity, HeadState], int]:
+    wanted = list({request.entity for request in batch})
+    rows = await db.fetch(
+        "SELECT e.kind, e.id, e.eid, e.head, e.head_seq"
+        " FROM unnest($1::text[], $2::text[]) AS w (kind, id)"
+        " JOIN entities e ON e.kind = w.kind AND e.id = w.id",
+        [e.kind for e in wanted],
+        [e.id for e in wanted],
+    )
+    heads = {Entity(r[0], r[1]): HeadState(r[2], r[3], r[4], True) for r in rows}
+    for entity in wanted:
+        if entity not in heads:
+            last_eid += 1
+            heads[entity] = HeadState(last_eid, None, 0, False)
+    return heads, last_eid
+
+
+async def _known(
+    db: asyncpg.Connection[Any], batch: Sequence[Request], heads: dict[Entity, HeadState]
+) -> dict[tuple[Entity, str], Event]:
+    wanted = {
+        (heads[request.entity].eid, event.id): request.entity
+        for request in batch
+        if heads[request.entity].id is not None
+        for event in request.events
+    }
+    if not wanted:
+        return {}
+    rows = await db.fetch(
+        "SELECT v.seq, v.eid, v.id, v.parent, v.type, v.data, v.at"
+        " FROM unnest($1::bigint[], $2::text[]) AS w (eid, id)"
+        " JOIN events v ON v.eid = w.eid AND v.id = w.id",
+        [eid for eid, _ in wanted],
+        [id for _, id in wanted],
+    )
+    out = {}
+    for seq, eid, id, parent, type_, data, at in rows:
+        entity = wanted[eid, id]
+        out[entity, id] = Event(seq, entity, id, parent, type_, data, at)
+    return out
+
+
+async def _store(
+    db: asyncpg.Connection[Any], decided: Batch, heads: dict[Entity, HeadState]
+) -> None:
+    if decided.changed:
+        changed = decided.changed.items()
+        await db.execute(
+            "INSERT INTO entities (eid, kind, id, head, head_seq)"
+            " SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[])"
+            " ON CONFLICT (eid) DO UPDATE SET head = excluded.head, head_seq = excluded.head_seq",
+            [h.eid for _, h in changed],
+            [e.kind for e, _ in changed],
+            [e.id for e, _ in changed],
+            [h.id for _, h in changed],
+            [h.seq for _, h in changed],
+        )
+    if decided.fresh:
+        await db.execute(
+            "INSERT INTO events (seq, eid, id, parent, type, data, at) SELECT * FROM"
+            " unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[],"
+            " $6::bytea[], $7::float8[])",
+            [e.seq for e in decided.fresh],
+            [heads[e.entity].eid for e in decided.fresh],
+            [e.id for e in decided.fresh],
+            [e.parent for e in decided.fresh],
+            [e.type for e in decided.fresh],
+            [e.data for e in decided.fresh],
+            [e.at for e in decided.fresh],
+        )
+    for head, timer in decided.timers:
+        await db.execute(*_timer(head.eid, timer))
+    for head, checkpoint in decided.checkpoints:
+        await db.execute(*_checkpoint(head.eid, checkpoint))
+
+
+def _timer(eid: int, timer: Timer) -> tuple[Any, ...]:
+    if timer.due_at is None and timer.was is None:
+        return "DELETE FROM timers WHERE eid = $1 AND name = $2", eid, timer.name
+    if timer.due_at is None:
+        return (
+            "DELETE FROM timers WHERE eid = $1 AND name = $2 AND due_at = $3",
+            eid,
+            timer.name,
+            timer.was,
+        )
+    if timer.was is not None:
+        return (
+            "UPDATE timers SET due_at = $3 WHERE eid = $1 AND name = $2 AND due_at = $4",
+            eid,
+            timer.name,
+            timer.due_at,
+            timer.was,
+        )
+    return (
+        "INSERT INTO timers VALUES ($1, $2, $3)"
+        " ON CONFLICT (eid, name) DO UPDATE SET due_at = excluded.due_at",
+        eid,
+        timer.name,
+        timer.due_at,
+    )
+
+
+def _checkpoint(eid: int, checkpoint: Checkpoint) -> tuple[Any, ...]:
+    if checkpoint.state is None:
+        return (
+            "DELETE FROM checkpoints WHERE activity = $1 AND eid = $2",
+            checkpoint.activity,
+            eid,
+        )
+    return (
+        "INSERT INTO checkpoints (activity, eid, tail, seq, state) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (activity, eid) DO UPDATE"
+        " SET tail = excluded.tail, seq = excluded.seq, state = excluded.state",
+        checkpoint.activity,
+        eid,
+        checkpoint.tail,
+        checkpoint.seq,
+        checkpoint.state,
+    )
+
+
+async def prepare(url: str) -> str:
+    """Make the tables in an empty database; returns the revision the database is at."""
+    db = await asyncpg.connect(url)
+    try:
+        async with db.transaction():
+            await db.execute("SELECT pg_advisory_xact_lock($1)", WRITERS_LOCK)
+            found = await db.fetchval("SELECT to_regclass('alembic_version')::text")
+            if found is None:
+                for statement in schema.POSTGRES:
+                    await db.execute(statement)
+            revision = await db.fetchval("SELECT version_num FROM alembic_version")
+    finally:
+        await db.close()
+    if revision != schema.REVISION:
+        raise LeaseholdError(
+            "log_schema_mismatch",
+            "the database is not at the schema of this release; run: leasehold db migrate",
+            kind=Kind.UNAVAILABLE,
+            expected=schema.REVISION,
+            got=revision or "no version",
+        )
+    return str(revision)
