@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.market.ledger import hashing
 from leasehold.market.ledger.chain import Block, ChainEvent, Genesis, Sealed, TxResult
-from leasehold.market.ledger.machine import INSUFFICIENT_FUNDS, Machine
+from leasehold.market.ledger.machine import Machine
 from leasehold.market.ledger.messages import Received, receive
 from leasehold.market.ledger.state import Account, load_objects
+from leasehold.market.ledger.words import INSUFFICIENT_FUNDS
 
 _json = msgspec.json.Encoder()
 
