@@ -12,6 +12,7 @@ from leasehold.core.ops import OpsSettings
 from leasehold.core.settings import Loaded, load
 from leasehold.deploy.settings import DeploySettings
 from leasehold.dispatch.settings import DispatchSettings
+from leasehold.events.settings import EventsSettings
 from leasehold.gateway.settings import GatewaySettings
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.settings import ImagesSettings
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     log: LogSettings = LogSettings()
     ops: OpsSettings = OpsSettings()
+    events: EventsSettings = EventsSettings()
     observe: ObserveSettings = ObserveSettings()
     market: MarketSettings = MarketSettings()
     dispatch: DispatchSettings = DispatchSettings()

@@ -18,6 +18,7 @@ from leasehold.app.adapters import (
     ManifestMarket,
     MarketCertificates,
 )
+from leasehold.app.event_log import open_log
 from leasehold.app.folder import StateFolder
 from leasehold.app.node import make_node
 from leasehold.app.settings import Settings
@@ -29,7 +30,6 @@ from leasehold.core.service import S, Service, running
 from leasehold.deploy.service import DeployService
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
-from leasehold.events.sqlite import SqliteLog
 from leasehold.gateway import gifts, inside, news, node, offers, services, stories, work
 from leasehold.gateway import images as image_routes
 from leasehold.gateway import log as log_routes
@@ -100,7 +100,7 @@ class Provider(Service):
     async def _log_and_market(self) -> None:
         self.ops = await self._add(Ops(self.settings.ops, clock=self.clock))
         self.ops.add_check("provider", lambda: None if self._started.is_set() else "starting")
-        self.log = await self._add(SqliteLog(self.folder / "events.sqlite3", self.clock))
+        self.log = await open_log(self._add, self.folder, self.settings.events, self.clock)
         market = msgspec.structs.replace(self.settings.market, folder=str(self.folder / "ledger"))
         genesis = LedgerService.default_genesis(
             market, self.clock.now(), authority=self.address, balances={self.address: PURSE}

@@ -22,21 +22,11 @@ from leasehold.events import log_pb2 as pb
 from leasehold.events import rpc
 from leasehold.events.event import Entity, Event, Signal, WillBlock
 from leasehold.events.log import Log
+from leasehold.events.settings import Reach
 
 DEFERRED = ("repo", "workflow")
 REMEMBERED = 100_000
 """Entities whose owner is remembered; the oldest is looked up again."""
-
-
-class Reach(msgspec.Struct, frozen=True):
-    """What a token may read and write. ``everything`` beats the rest.
-
-    ``prefixes`` are texts like ``lease:akash1…`` or, for repos, global paths below which they are.
-    """
-
-    registries: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-    everything: bool = False
 
 
 class LogServer(Service):
@@ -60,7 +50,8 @@ class LogServer(Service):
         self._owners: dict[Entity, tuple[str, str]] = {}
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=rpc.OPTIONS)
+        # Without it a second server on the same port would silently share its calls.
+        self._server = grpc.aio.server(options=[*rpc.OPTIONS, ("grpc.so_reuseport", 0)])
         handlers: dict[str, Any] = {}
         for name, (request, response) in rpc.UNARY.items():
             handlers[name] = grpc.unary_unary_rpc_method_handler(
@@ -77,10 +68,19 @@ class LogServer(Service):
         generic = grpc.method_handlers_generic_handler(rpc.SERVICE, handlers)
         self._server.add_generic_rpc_handlers((generic,))
         address = f"{self.host}:{self.port}"
-        if self.credentials is not None:
-            self.port = self._server.add_secure_port(address, self.credentials)
-        else:
-            self.port = self._server.add_insecure_port(address)
+        try:
+            if self.credentials is not None:
+                self.port = self._server.add_secure_port(address, self.credentials)
+            else:
+                self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise LeaseholdError(
+                "port_in_use",
+                f"the log's gRPC streams cannot listen on {address}; is something else there?",
+                kind=Kind.UNAVAILABLE,
+                path="events.port",
+                got=address,
+            ) from None
         await self._server.start()
 
     async def stop(self) -> None:

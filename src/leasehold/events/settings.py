@@ -7,8 +7,57 @@ from typing import Annotated
 import msgspec
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an observer elsewhere may read and write. ``everything`` beats the rest.
+
+    ``prefixes`` are texts like ``lease:akash1…`` or, for repos, global paths below which they are.
+    """
+
+    registries: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    everything: bool = False
+
+
+class Observer(Reach, frozen=True, kw_only=True):
+    """An observer in another process or on another host, known by its token."""
+
+    token: Annotated[str, msgspec.Meta(min_length=16)]
+
+
 class EventsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of the log; where it lives is the application's business."""
+    """Where the log is, who else may use it, and its bounds."""
+
+    url: Annotated[
+        str,
+        msgspec.Meta(
+            description="PostgreSQL that keeps the event log, postgresql://user:password@host/db; "
+            "empty: the file events.sqlite3 in the state folder.",
+            pattern="^$|^postgres(ql)?://",
+            extra={"secret": True},
+        ),
+    ] = ""
+    host: Annotated[
+        str,
+        msgspec.Meta(
+            description="Address observers elsewhere reach the log at, by gRPC; empty: none do. "
+            "Beyond loopback it needs TLS."
+        ),
+    ] = ""
+    port: Annotated[
+        int, msgspec.Meta(description="Port of the log's gRPC streams.", ge=0, le=65535)
+    ] = 29190
+    tls_certificate: Annotated[
+        str, msgspec.Meta(description="PEM file of the gRPC streams' certificate and its chain.")
+    ] = ""
+    tls_key: Annotated[str, msgspec.Meta(description="PEM file of its private key.")] = ""
+    observers: Annotated[
+        dict[str, Observer],
+        msgspec.Meta(
+            description="Who may use the gRPC streams, by name: token (16 characters or more), and "
+            "registries with prefixes of paths, prefixes of kind:id, or everything = true.",
+            extra={"secret": True},
+        ),
+    ] = {}
 
     max_pending_appends: Annotated[
         int,

@@ -13,7 +13,8 @@ from leasehold.events.conformance import CASES, Case, history, new, soon
 from leasehold.events.event import Entity, Event, NewEvent, Subscribed
 from leasehold.events.memory import MemoryLog
 from leasehold.events.rpc_client import RemoteLog
-from leasehold.events.rpc_server import LogServer, Reach
+from leasehold.events.rpc_server import LogServer
+from leasehold.events.settings import Reach
 from leasehold.events.sqlite import SqliteLog
 from leasehold.model.events import storage as facts
 from leasehold.storage.testing import PretendedHost
