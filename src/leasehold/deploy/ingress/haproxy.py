@@ -81,6 +81,7 @@ class Ingress(Service):
         self.port = self.tls_port = 0
         self.table = Table()
         self._written: dict[str, str] = {}
+        self._old: set[int] = set()
         self.admin = Admin(folder, self.clock)
         self.on_hosts: list[Callable[[], None]] = []
         self.secure: frozenset[str] = frozenset()
@@ -204,26 +205,26 @@ class Ingress(Service):
         options: Options | None = None,
     ) -> None:
         """Make ``hosts`` lead to ``servers``; returns when the old servers have no request left."""
+        options = options or Options()
         async with self._lock:
-            drained = await self._point(key, sorted(set(hosts)), set(servers), options or Options())
+            drained = await self._point(key, sorted(set(hosts)), set(servers), options)
+            if not drained:
+                await self._reshape(key, options)
         self._tell()
         if drained:
+            # A worker that is replaced finishes what it has: until then it must know the servers
+            # that are to stay, so the reload comes last.
             await self._drain(key, drained)
+            async with self._lock:
+                await self._reshape(key, options)
 
     async def _point(
         self, key: str, hosts: list[str], servers: set[Server], options: Options
     ) -> list[int]:
-        reload = False
         target = self.table.targets.get(key)
         new = target is None
         if target is None:
-            shape = Shape.of(options)
-            number = self.table.free_backend(shape)
-            if number is None:
-                self.table.pool *= 2
-                number = self.table.free_backend(shape)
-                reload = True
-            assert number is not None
+            number = await self._backend(Shape.of(options))
             target = self.table.targets[key] = Target(number, [], {}, [], Options())
         backend = name(target.backend)
         commands: list[str] = []
@@ -233,11 +234,11 @@ class Ingress(Service):
             for slot, server in target.slots.items()
             if slot not in target.draining and server not in servers
         ]
+        if len(target.slots) + len(added) > self.table.slots:
+            self.table.slots = len(target.slots) + len(added)
+            self._write()
+            await self._reload()
         free = [slot for slot in range(1, self.table.slots + 1) if slot not in target.slots]
-        while len(free) < len(added):
-            free.append(self.table.slots + 1)
-            self.table.slots += 1
-            reload = True
         for slot, server in zip(free, added, strict=False):
             target.slots[slot] = server
             commands += [
@@ -261,19 +262,39 @@ class Ingress(Service):
             if host not in hosts:
                 commands.append(f"del map hosts.map {host}")
         target.hosts = hosts
-        # Asked for in any case: a reload that failed is made up for.
-        reload = self.table.reshape(target.backend, Shape.of(options)) or reload
         if options != target.options:
             commands += self._option_commands(backend, target.options, options)
             target.options = options
-        if not commands and not new and not reload:
-            return []
-        self._write()
-        if reload:
-            await self._reload()
-        else:
+        if commands or new:
+            self._write()
             await self.admin.must(*commands)
         return leaving
+
+    async def _backend(self, shape: Shape) -> int:
+        """A free backend, with room made if there is none."""
+        number = self.table.free_backend(shape)
+        if number is None:
+            number = self.table.pool
+            self.table.pool *= 2
+            self.table.reshape(number, shape)
+            self._write()
+            await self._reload()
+        return number
+
+    async def _reshape(self, key: str, options: Options) -> None:
+        """Give the target's backend the text its options need."""
+        target = self.table.targets.get(key)
+        if target is None or target.options != options:
+            return
+        before = self.table.shape(target.backend)
+        if not self.table.reshape(target.backend, Shape.of(options)):
+            return
+        try:
+            self._write()
+            await self._reload()
+        except BaseException:
+            self.table.reshape(target.backend, before)
+            raise
 
     def _option_commands(self, backend: str, old: Options, new: Options) -> list[str]:
         commands = []
@@ -296,7 +317,7 @@ class Ingress(Service):
             return
         with contextlib.suppress(TimeoutError):
             async with self.clock.timeout(self.drain_seconds):
-                while await self._sessions(target.backend, slots):
+                while self._replaced() or await self._sessions(target.backend, slots):
                     await self.clock.sleep(0.02)
         async with self._lock:
             if self.table.targets.get(key) is not target:
@@ -311,6 +332,11 @@ class Ingress(Service):
             for slot in slots:
                 await self.admin.ask(f"shutdown sessions server {backend}/s{slot}")
             await self.admin.must(*(f"set server {backend}/s{slot} state maint" for slot in slots))
+
+    def _replaced(self) -> set[int]:
+        """Workers that a reload has replaced and that still have requests, of whichever server."""
+        self._old = {pid for pid in self._old if os.path.exists(f"/proc/{pid}")}
+        return self._old
 
     async def _sessions(self, backend: int, slots: list[int]) -> int:
         """Requests the given servers are still busy with."""
@@ -444,6 +470,7 @@ class Ingress(Service):
             while self.clock.monotonic() < sent + MISSED_SECONDS:
                 with contextlib.suppress(LeaseholdError):
                     if _pid(await self.admin.ask("show info")) != before:
+                        self._old.add(before)
                         return
                 await self.clock.sleep(0.01)
         raise unavailable(
@@ -452,8 +479,9 @@ class Ingress(Service):
         )
 
 
-def _pid(info: str) -> str:
-    return next((line for line in info.splitlines() if line.startswith("Pid:")), "")
+def _pid(info: str) -> int:
+    found = (line for line in info.splitlines() if line.startswith("Pid:"))
+    return int(next(found, "Pid: 0").split()[1])
 
 
 def _dense(text: str) -> str:
