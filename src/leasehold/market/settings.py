@@ -48,7 +48,7 @@ class MarketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     snapshot_txs: Annotated[
         int,
         Meta(description="transactions after which a snapshot is due; grows with the state", ge=1),
-    ] = 20_000
+    ] = 5_000
 
     attributes: Annotated[
         dict[str, str],

@@ -8,6 +8,7 @@ blocks from genesis gives the same state.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -473,6 +474,16 @@ def test_the_ledger_agrees_with_the_model(seed: int) -> None:
         again.replay(block)
     assert again.state.digest() == both.chain.state.digest()
     assert again.last == both.chain.last
+    kept = indexes(again)
+    again.state.reindex()  # as after a snapshot was read
+    assert indexes(again) == kept
+
+
+def indexes(chain: Chain) -> Any:
+    state = chain.state
+    return copy.deepcopy(
+        (state.open_orders, state.order_bids, state.provider_bids, state.provider_leases)
+    )
 
 
 def test_a_typical_life_is_among_what_is_tried() -> None:

@@ -170,7 +170,10 @@ class Methods:
         await self.ledger.settled()
         found = await search_txs(self.ledger, parse(query), descending=_descending(order_by))
         shown = _paged(found, page, per_page)
-        txs = [comet.tx(block, position, prove=_flag(prove)) for block, position in shown]
+        txs = [
+            comet.tx(await self.ledger.history.block(height), position, prove=_flag(prove))
+            for height, position in shown
+        ]
         return {"txs": txs, "total_count": str(len(found))}
 
     async def block_search(
@@ -179,7 +182,10 @@ class Methods:
         await self.ledger.settled()
         found = await search_blocks(self.ledger, parse(query), descending=_descending(order_by))
         shown = _paged(found, page, per_page)
-        blocks = [comet.block_answer(self.ledger.genesis, block) for block in shown]
+        blocks = [
+            comet.block_answer(self.ledger.genesis, await self.ledger.history.block(height))
+            for height in shown
+        ]
         return {"blocks": blocks, "total_count": str(len(found))}
 
     async def unconfirmed_txs(self, limit: Any = 30) -> JSON:

@@ -1,12 +1,14 @@
 """Searching the history by query: what CometBFT's ``tx_search`` and ``block_search`` find.
 
 There is no index beside the transaction hashes: a search reads the blocks its height conditions
-leave, and refuses to read more than :data:`MAX_SCAN`. The index package is the place for searches
-over the whole history.
+leave, and refuses to read more than :data:`MAX_SCAN`. One search runs at a time and lets others
+work in between; it keeps where it found something, not the blocks. The index package is the place
+for searches over the whole history.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_SCAN = 10_000
 """Blocks one search may read."""
+
+PAUSE = 20
+"""Blocks after which a search lets others run: a few milliseconds of work."""
 
 MAX_FOUND = 10_000
 """Transactions or blocks one search may find."""
@@ -53,8 +58,8 @@ def block_events(block: Block) -> dict[str, list[str]]:
 
 async def search_txs(
     ledger: LedgerService, query: Query, *, descending: bool
-) -> list[tuple[Block, int]]:
-    """All transactions that match, by height."""
+) -> list[tuple[int, int]]:
+    """Height and position of all transactions that match, by height."""
     hash = query.equals("tx.hash")
     if hash is not None:
         try:
@@ -63,11 +68,11 @@ async def search_txs(
             landed = None
         if landed is None or not query.matches(tx_events(landed.block, landed.position)):
             return []
-        return [(landed.block, landed.position)]
-    found: list[tuple[Block, int]] = []
+        return [(landed.height, landed.position)]
+    found: list[tuple[int, int]] = []
     async for block in _scan(ledger, query, "tx.height"):
         found.extend(
-            (block, position)
+            (block.height, position)
             for position in range(len(block.txs))
             if query.matches(tx_events(block, position))
         )
@@ -75,12 +80,12 @@ async def search_txs(
     return found[::-1] if descending else found
 
 
-async def search_blocks(ledger: LedgerService, query: Query, *, descending: bool) -> list[Block]:
-    """All blocks that match, by height."""
-    found = []
+async def search_blocks(ledger: LedgerService, query: Query, *, descending: bool) -> list[int]:
+    """Heights of all blocks that match."""
+    found: list[int] = []
     async for block in _scan(ledger, query, "block.height"):
         if query.matches(block_events(block)):
-            found.append(block)
+            found.append(block.height)
         _bounded(len(found))
     return found[::-1] if descending else found
 
@@ -100,10 +105,13 @@ async def _scan(ledger: LedgerService, query: Query, key: str) -> AsyncIterator[
         )
     if most < least:
         return
-    async for block in ledger.history.blocks(least - 1):
-        if block.height > most:
-            return
-        yield block
+    async with ledger.searching:
+        async for block in ledger.history.blocks(least - 1):
+            if block.height > most:
+                return
+            yield block
+            if block.height % PAUSE == 0:
+                await asyncio.sleep(0)
 
 
 def _bounded(count: int) -> None:

@@ -110,6 +110,7 @@ class LedgerService(Service):
         self._listeners: set[Callable[[Block], None]] = set()
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "ledger-verify")
         self._snapshots = Snapshots(self.settings)
+        self.searching = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
 
     @staticmethod

@@ -152,6 +152,9 @@ class Supply(Struct, frozen=True, gc=False):
     units: Units
 
 
+LIVE_BID = ("open", "active")
+LIVE_LEASE = ("active", "reclaiming")
+
 TABLES: dict[str, type[Struct]] = {
     "accounts": Account,
     "deployments": Deployment,
@@ -218,10 +221,10 @@ class State:
                 self.order_bids[order].remove(key)
                 if not self.order_bids[order]:
                     del self.order_bids[order]
-            self._live(self.provider_bids, provider, key, new, ("open", "active"))
+            self._live(self.provider_bids, provider, key, new, LIVE_BID)
         elif table == "leases":
             provider = key.rpartition("/")[2]
-            self._live(self.provider_leases, provider, key, new, ("active", "reclaiming"))
+            self._live(self.provider_leases, provider, key, new, LIVE_LEASE)
 
     @staticmethod
     def _live(
@@ -261,9 +264,16 @@ class State:
 
     def reindex(self) -> None:
         """Build the indexes anew, after tables were filled by a snapshot or an import."""
-        for table in ("orders", "bids", "leases"):
-            for key, obj in self.tables[table].items():
-                self._index(table, key, None, obj)
+        self.open_orders = {key: None for key, o in self.orders.items() if o.state == "open"}
+        self.order_bids, self.provider_bids, self.provider_leases = {}, {}, {}
+        for key, bid in self.bids.items():
+            order, _, provider = key.rpartition("/")
+            self.order_bids.setdefault(order, []).append(key)
+            if bid.state in LIVE_BID:
+                self.provider_bids.setdefault(provider, {})[key] = None
+        for key, lease in self.leases.items():
+            if lease.state in LIVE_LEASE:
+                self.provider_leases.setdefault(key.rpartition("/")[2], {})[key] = None
 
     # -- questions the machine asks ------------------------------------------------------------
 
