@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from leasehold.node.cgroups import Hierarchies
+from leasehold.node.cgroups import Hierarchies, key_of
 from leasehold.node.distro import InitCall, PackageDistro, ServiceDistro, SpellDistro
 from leasehold.node.journal import ROOT_SCOPE
-from leasehold.node.keeper import _key
 from leasehold.node.service import Node
 from leasehold.node.settings import NodeSettings
 from leasehold.node.spells.trigger import ClockConfig, TriggerConfig
@@ -140,7 +139,7 @@ async def storm(root: Path, every: int) -> None:
             assert not node.journal.instances
         child.stdout.close()
     assert kills > 150 // every
-    assert not Hierarchies(_key(str(root))).ids()
+    assert not Hierarchies(key_of(str(root))).ids()
 
 
 async def check(node: Node, version: int) -> None:
@@ -158,7 +157,7 @@ async def check(node: Node, version: int) -> None:
     assert {s.state for s in states.values()} == {"running"}
     assert set(node.services.on_disk()) == processes
     assert node.spells.on_disk() == {i.id for i in instances.values() if i.is_spell}
-    groups = Hierarchies(_key(str(node.root))).ids()
+    groups = Hierarchies(key_of(str(node.root))).ids()
     assert groups in (processes, set())
     for state in states.values():
         command = Path(f"/proc/{state.pid}/cmdline").read_bytes()

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from leasehold.core.errors import LeaseholdError
-from leasehold.node import sources
 from leasehold.node.distro import (
     Created,
     InitCall,
@@ -445,8 +444,13 @@ async def test_a_package_directory_end_to_end(tmp_path: Path) -> None:
             return (await node.run_spell("hello-spell")).logs == ["changed"]
 
         await until(changed)
-    with pytest.raises(LeaseholdError, match="no directory"):
-        sources.directory(tmp_path / "missing")
+        # The directory is away for a moment: said, and nothing of it is removed.
+        folder.rename(tmp_path / "elsewhere")
+        await until(lambda: "node.packages_dir" in node.deployer.results)
+        assert (await node.run_spell("hello-spell")).logs == ["changed"]
+        assert node.journal.packages["hello"].status == "degraded"
+        (tmp_path / "elsewhere").rename(folder)
+        await until(lambda: node.journal.packages["hello"].status == "ready")
 
 
 async def test_no_container_runtime_is_said_and_hurts_nobody_else(tmp_path: Path) -> None:

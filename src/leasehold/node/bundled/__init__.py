@@ -47,10 +47,10 @@ def _read(path: str) -> bytes:
     return (resources.files(__package__) / path).read_bytes()
 
 
-def _python(folder: str, **also: bytes) -> dict[str, Any]:
-    """Command and files of a service in Python."""
+def _python(folder: str, *flags: str, **also: bytes) -> dict[str, Any]:
+    """Command and files of a service in Python; ``-S`` for one that needs no other packages."""
     files = {"service.py": _read(f"{folder}/service.py"), **also}
-    return {"run": ("{python}", "{app}/service.py"), "artifacts": files}
+    return {"run": ("{python}", *flags, "{app}/service.py"), "artifacts": files}
 
 
 def _every(period_sec: int) -> TriggerConfig:
@@ -81,7 +81,7 @@ def _aqua_ipfs(settings: SystemServices) -> PackageDistro:
         name="aqua-ipfs",
         version=VERSIONS["aqua-ipfs"],
         config=config,
-        services=(ServiceDistro(name="aqua-ipfs", **_python("aqua_ipfs")),),
+        services=(ServiceDistro(name="aqua-ipfs", **_python("aqua_ipfs", "-S")),),
         init=(
             InitCall("aqua-ipfs.set_local_api_multiaddr", (config["local_api_multiaddr"],)),
             InitCall("aqua-ipfs.set_external_api_multiaddr", (config["external_api_multiaddr"],)),
@@ -116,7 +116,9 @@ def _registry(settings: SystemServices) -> PackageDistro:
         version=VERSIONS["registry"],
         config={},
         services=(
-            ServiceDistro(name="registry", limits=Limits(memory_mb=256), **_python("registry")),
+            ServiceDistro(
+                name="registry", limits=Limits(memory_mb=256), **_python("registry", "-S")
+            ),
         ),
         spells=(
             SpellDistro(
