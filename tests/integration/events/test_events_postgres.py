@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ async def test_entities_of_a_host_are_placed(database: str) -> None:
 
 
 async def test_when_an_owner_is_killed_others_take_over_within_one_ttl(database: str) -> None:
-    """Three instances; questions go on while one of them is killed with SIGKILL."""
+    """Three instances; questions go on while one is killed, and another paused."""
     ttl = 2.0
     owner = Path(__file__).with_name("owner.py")
     processes = [
@@ -154,6 +155,16 @@ async def test_when_an_owner_is_killed_others_take_over_within_one_ttl(database:
             assert answers <= {b"one", b"two", b"three"}
             async with asyncio.timeout(30):
                 assert await shared() == {b"two", b"three"}
+            # One is paused for longer than its lease, and wakes up an owner of nothing.
+            processes[1].send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(30):
+                await shared()
+                while await shared() != {b"three"}:
+                    pass
+            processes[1].send_signal(signal.SIGCONT)
+            async with asyncio.timeout(30):
+                while await shared() != {b"two", b"three"}:
+                    pass
             for n in range(next(numbers)):
                 events = [e async for e in log.read(Entity("question", f"q{n}"))]
                 assert len(events) == 2, "answered exactly once"
