@@ -16,6 +16,7 @@ from leasehold.core.ops import Ops
 from leasehold.core.service import Service, running
 from leasehold.images.membership import FileMembers, Members
 from leasehold.images.node import ImagesNode
+from leasehold.p2p.multiaddr import Multiaddr
 
 
 class ImagesRole(Service):
@@ -43,6 +44,8 @@ class ImagesRole(Service):
             p2p=self.settings.p2p,
             coord=self.settings.coordination,
             members=members,
+            bootstrap=[Multiaddr.parse(seed) for seed in settings.seeds],
+            fleet_secret=_secret(settings.fleet_secret_file),
             zone=settings.zone,
         )
         # Its store is asked every few seconds; a store that does not answer is "not ready".
@@ -73,3 +76,7 @@ class ImagesRole(Service):
         if self.node.images.unready:
             reasons.append(self.node.images.unready)
         return "; ".join(reasons) or None
+
+
+def _secret(path: str) -> bytes:
+    return Path(path).read_bytes().strip() if path else b""

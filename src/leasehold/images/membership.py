@@ -5,8 +5,8 @@ about; a change makes a new one. Where members come from differs, what is done w
 
 * :class:`Members` itself: set by hand (tests, simulators) or by one of the following;
 * :class:`FileMembers`: a JSON file, read again when it changes; a broken file keeps the last view;
-* :class:`AnnouncedMembers`: nodes announce themselves and are forgotten some time after the last
-  announcement, but never all at once: *unknown is not unhealthy*;
+* :class:`AnnouncedMembers`: nodes announce themselves (:mod:`leasehold.images.gossip`) and are
+  forgotten some time after their last word, but never all at once: *unknown is not unhealthy*;
 * :mod:`leasehold.images.kubernetes`: annotations on the pods of a DaemonSet.
 """
 
@@ -173,14 +173,14 @@ class AnnouncedMembers(Members):
         self.own = member
         self.announce(member)
 
-    def announce(self, member: Member) -> None:
-        """``member`` is there, now."""
+    def announce(self, member: Member, *, age: float = 0.0) -> None:
+        """``member`` is there, or was ``age`` seconds ago."""
         if member.node not in self._heard and len(self._heard) >= MAX_MEMBERS:
             raise LeaseholdError(
                 "too_many_members", f"more than {MAX_MEMBERS} nodes", kind=Kind.RATE_LIMITED
             )
         known = self._heard.get(member.node)
-        self._heard[member.node] = (member, self.clock.monotonic())
+        self._heard[member.node] = (member, self.clock.monotonic() - age)
         if known is None or known[0] != member:
             self._publish()
 

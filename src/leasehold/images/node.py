@@ -21,6 +21,7 @@ from leasehold.images.coord.server import Server
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.discovery import TARGET_CAP, Discovery
 from leasehold.images.gate import DirectGate
+from leasehold.images.gossip import Gossip
 from leasehold.images.inflight import InFlight
 from leasehold.images.membership import AnnouncedMembers, Member, Members
 from leasehold.images.negative import NegativeCache
@@ -45,7 +46,8 @@ class ImagesNode(Service):
     """``node`` is this node's name in the cluster, ``root`` the folder of its content and identity.
 
     ``members`` tells who else there is (default: this node alone, until others are announced);
-    ``bootstrap`` are addresses to find the DHT by beside those of the members.
+    ``bootstrap`` are addresses to find the DHT by beside those of the members, and seeds where
+    members announce themselves, which ``fleet_secret`` then restricts to those who know it.
     """
 
     start_deadline = 60.0
@@ -62,6 +64,7 @@ class ImagesNode(Service):
         members: Members | None = None,
         keys: KeyPair | None = None,
         bootstrap: Sequence[Multiaddr] = (),
+        fleet_secret: bytes = b"",
         zone: str = "",
         origin: Origin | None = None,
         mirror: bool = True,
@@ -91,6 +94,11 @@ class ImagesNode(Service):
             self.clock,
             transfer_port=self.settings.transfer_port,
             bootstrap=bootstrap,
+        )
+        self.gossip = (
+            Gossip(self.host, self.members, seeds=bootstrap, secret=fleet_secret, clock=self.clock)
+            if isinstance(self.members, AnnouncedMembers)
+            else None
         )
         self._wire()
         self._began = self.clock.monotonic()
@@ -152,7 +160,14 @@ class ImagesNode(Service):
     async def start(self) -> None:
         self._began = self.clock.monotonic()
         parts = Group(
-            [self.members, self.host, self.kad, self.images, self.discovery],
+            [
+                self.members,
+                self.host,
+                self.kad,
+                *([self.gossip] if self.gossip is not None else []),
+                self.images,
+                self.discovery,
+            ],
             "images node parts",
             clock=self.clock,
         )
@@ -197,6 +212,8 @@ class ImagesNode(Service):
         return reasons
 
     def _allowed(self, peer: PeerId) -> bool:
+        if self.gossip is not None:
+            return True  # one has to come in to announce oneself
         return not self.coord_settings.members_only or peer in self.members.known.by_peer
 
     def _bootstrapping(self) -> bool:

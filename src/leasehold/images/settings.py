@@ -71,6 +71,16 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     members_file: Annotated[
         str, Meta(description="JSON list of the fleet's nodes; read again when it changes")
     ] = ""
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses of other nodes, /ip4/…/tcp/29401/p2p/…: nodes then announce"
+            " themselves to one another, when no file and no pods tell who there is"
+        ),
+    ] = ()
+    fleet_secret_file: Annotated[
+        str, Meta(description="File with a secret only nodes that know it may announce with")
+    ] = ""
     kubernetes_pod: Annotated[
         str,
         Meta(description="Name of the pod this node runs in: members are then the pods beside it"),
