@@ -3,7 +3,8 @@
 A general client spends more time on its pool than on a small answer (measured: 4 ms a request with
 20 connections); an index makes two requests a block. One request at a time on a connection, as many
 connections as allowed, the last used one first. A kept connection that the node closed meanwhile is
-noticed on use and replaced, once.
+noticed on use and replaced. When one does not answer in time, all kept ones are given up: a network
+that forgot one has forgotten all, and each would cost another wait.
 """
 
 from __future__ import annotations
@@ -60,8 +61,13 @@ class Poster:
             async with self._slots, asyncio.timeout(self._timeout):
                 while self._idle:
                     kept = self._idle.pop()
-                    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                    try:
                         return await self._exchange(kept, request)
+                    except (ConnectionError, asyncio.IncompleteReadError):
+                        continue
+                    except asyncio.CancelledError:
+                        self._give_up_kept()
+                        raise
                 return await self._exchange(await self._connect(), request)
         except TimeoutError:
             raise HttpFailure(f"no answer within {self._timeout:g} s") from None
@@ -71,6 +77,10 @@ class Poster:
             raise HttpFailure(f"headers of more than {MAX_HEADER} bytes") from None
         except (OSError, ValueError) as error:
             raise HttpFailure(str(error) or type(error).__name__) from None
+
+    def _give_up_kept(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
 
     async def _connect(self) -> _Connection:
         return await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=READ)

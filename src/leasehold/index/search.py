@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import Select, and_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 
 from leasehold.core.errors import Kind, LeaseholdError, Violation
 from leasehold.index import schema
@@ -120,6 +120,21 @@ def _looked_at(search: Search, coverage: list[Range]) -> list[Range]:
     return clipped(coverage, search.after_height + 1, last)
 
 
+def _between_times(search: Search, chain: int) -> ColumnElement[bool]:
+    """Times as heights, which transactions are ordered by: a chain's time only goes forward."""
+    t, b = schema.transactions.c, schema.blocks.c
+    conditions = [t.chain == chain]
+    if search.after_time:
+        first = b.time_us > microseconds(search.after_time)
+        found = select(b.height).where(b.chain == chain, first).order_by(b.time_us).limit(1)
+        conditions.append(t.height >= found.scalar_subquery())
+    if search.before_time:
+        last = b.time_us < microseconds(search.before_time)
+        found = select(b.height).where(b.chain == chain, last).order_by(b.time_us.desc()).limit(1)
+        conditions.append(t.height <= found.scalar_subquery())
+    return and_(*conditions)
+
+
 def statement(search: Search, chains: list[int]) -> Select[Any]:
     """The query of a search that :func:`check` accepted."""
     t = schema.transactions.c
@@ -139,10 +154,8 @@ def statement(search: Search, chains: list[int]) -> Select[Any]:
             query = query.where(b.hash == search.block_hash.upper())
         if search.epoch:
             query = query.where(b.epoch == search.epoch)
-    if search.after_time:
-        query = query.where(t.time_us > microseconds(search.after_time))
-    if search.before_time:
-        query = query.where(t.time_us < microseconds(search.before_time))
+    if search.after_time or search.before_time:
+        query = query.where(or_(*(_between_times(search, chain) for chain in chains)))
     for kind, values in (
         (schema.TYPE, search.type),
         (schema.ACCOUNT, search.account),

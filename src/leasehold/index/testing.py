@@ -276,13 +276,15 @@ async def indexing(
 
 
 class Proxy(Service):
-    """A TCP proxy to ``port`` on loopback that can freeze."""
+    """A TCP proxy to ``port`` on loopback that can freeze: all of it, or what is open so far."""
 
     def __init__(self, port: int) -> None:
         super().__init__("proxy")
         self._to = port
         self._thaw = asyncio.Event()
         self._thaw.set()
+        self._open = 0
+        self._lost = 0
         self.port = 0
 
     async def start(self) -> None:
@@ -300,19 +302,28 @@ class Proxy(Service):
     def thaw(self) -> None:
         self._thaw.set()
 
+    def lose(self) -> None:
+        """Connections open so far stay, for ever silent, as when a router forgot them."""
+        self._lost = self._open
+
     async def _connected(self, a: asyncio.StreamReader, b: asyncio.StreamWriter) -> None:
         c, d = await asyncio.open_connection("127.0.0.1", self._to)
-        pumps = [self.spawn(self._pump(a, d)), self.spawn(self._pump(c, b))]
+        self._open += 1
+        number = self._open
+        pumps = [self.spawn(self._pump(a, d, number)), self.spawn(self._pump(c, b, number))]
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for writer in (b, d):
             writer.close()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, number: int
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 await self._thaw.wait()
-                sink.write(data)
-                await sink.drain()
+                if number > self._lost:
+                    sink.write(data)
+                    await sink.drain()
 
 
 def _envelope(id_: Any, result: bytes) -> bytes:

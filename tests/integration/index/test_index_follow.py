@@ -107,6 +107,44 @@ async def test_a_silent_websocket_is_noticed_and_polling_takes_over(tmp_path: Pa
             assert (await take(blocks, 1))[0].height == 3
 
 
+QUICK = {"push_silence": 0.4, "check_interval": 0.4, "poll_interval": 0.04, "rpc_timeout": 0.6}
+"""The defaults, a twenty-fifth of them."""
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [pytest.param(1 / 25, id="quick"), pytest.param(1.0, id="real", marks=pytest.mark.soak)],
+)
+async def test_connections_that_went_silent_are_noticed_within_15_s(
+    tmp_path: Path, scale: float
+) -> None:
+    """Every open connection is dead without a word: the websocket and those kept for calls.
+
+    Seen to fail: without ``_give_up_kept`` in ``index.http1`` each kept connection costs a wait.
+    """
+    real: dict[str, Any] = {"poll_interval": IndexSettings().poll_interval}
+    async with running(FakeNode()) as node, running(Proxy(node.port)) as proxy:
+        for _ in range(60):  # so that many connections are kept
+            node.make()
+        changed = {**(real if scale == 1.0 else QUICK), "rpc": proxy.url}
+        async with following(node, tmp_path, **changed) as (follower, _):
+            blocks = follower.blocks(0)
+            await take(blocks, 60)
+            while not follower.pushed:
+                await asyncio.sleep(0.01)
+            proxy.lose()
+            node.make()
+            began = asyncio.get_running_loop().time()
+            while follower.pushed:
+                await asyncio.sleep(0.01)
+            noticed = asyncio.get_running_loop().time() - began
+            assert (await take(blocks, 1))[0].height == 61
+            heard = asyncio.get_running_loop().time() - began
+    slack = 1.0 if scale < 1 else 0.0  # of a busy machine
+    assert noticed < 15 * scale + slack
+    assert heard < 30 * scale + slack
+
+
 async def test_a_broken_height_is_waited_for_and_never_skipped(tmp_path: Path) -> None:
     async with running(FakeNode()) as node:
         for _ in range(10):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.service import running
 from leasehold.index.ranges import merged, missing, runs, watermark
-from leasehold.index.search import Search, find
+from leasehold.index.search import Search, find, statement
 from leasehold.index.store import Store
 from leasehold.model.chain import (
     Account,
@@ -152,6 +152,41 @@ async def test_search(store: Store) -> None:
     with pytest.raises(LeaseholdError) as wrong:
         await hashes(height=1, after_height=3, before_height=2, after_time="soon")
     assert len(wrong.value.violations) == 3
+
+
+SEARCHES: list[dict[str, Any]] = [
+    {"hash": "T700-0"}, {"height": 700}, {"after_height": 700, "before_height": 720},
+    {"sender": ["s700"]}, {"receiver": ["r7"], "type": ["send"]}, {"account": ["s9"]},
+    {"memo": "rent m700"}, {"block_hash": "B700"},
+    {"after_time": "2026-01-01T00:05:00Z", "before_time": "2026-01-01T00:06:00Z"},
+]  # fmt: skip
+
+
+async def test_no_search_walks_the_table(store: Store) -> None:
+    """What the database itself says about how it would look, among 4,000 transactions."""
+    heights = [
+        height(
+            n,
+            {"sender": f"s{n}", "recipient": f"r{n % 50}", "memo": f"rent m{n}"},
+            {"sender": f"s{n % 100}", "recipient": f"r{n}", "type": "vote"},
+        )
+        for n in range(1, 2001)
+    ]
+    await store.write("n", "c", heights)
+    async with store.engine.connect() as connection:
+        await connection.exec_driver_sql("ANALYZE")
+        for conditions in SEARCHES:
+            query = statement(Search(network="n", **conditions), [1])
+            sql = str(
+                query.compile(dialect=store.engine.dialect, compile_kwargs={"literal_binds": True})
+            )
+            explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
+            plan = [str(row) for row in await connection.exec_driver_sql(f"{explain} {sql}")]
+            walks = [line for line in plan if "'SCAN" in line or "Seq Scan" in line]
+            assert not walks, (conditions, plan)
+    minute = Search(network="n", **SEARCHES[-1], limit=1000)
+    found = (await find(store, minute)).transactions
+    assert {tx.height for tx in found} == set(range(300, 360))
 
 
 @settings(
