@@ -37,8 +37,9 @@ def show(
     as_json: bool = JSON,
 ) -> None:
     """Show a provider's record, balance, live leases and audits."""
-    from leasehold.cli.market import Names, ask, expand, table
+    from leasehold.cli.market import Names, ask, expand
     from leasehold.cli.state import print_json, running
+    from leasehold.cli.tables import table
 
     wanted = expand(address) if address else running(state).provider
 
@@ -175,6 +176,56 @@ def drain(
     for lease in closed["closed"]:
         print(f"closed {lease}")
     print(f"{len(closed['closed'])} leases closed; nothing new is taken")
+
+
+@app.command()
+def selftest(
+    image: str = typer.Option(
+        "", help="An image that serves HTTP on 8080, instead of a built one."
+    ),
+    account: str = typer.Option(
+        "", "--as", help="An account with funds; default: a new one, funded by the operator."
+    ),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Take a real lease from this provider and check every step of it, from order to removal."""
+    import asyncio
+
+    import msgspec
+
+    from leasehold.cli.state import print_json, running
+
+    report = asyncio.run(_selftest(running(state), image, account, state, quiet=as_json))
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+    elif report.error is not None:
+        typer.echo(f"{report.error['code']}: {report.error['message']}", err=True)
+    else:
+        print("this provider serves leases")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+async def _selftest(found: Any, image: str, account: str, state: Path, *, quiet: bool) -> Any:
+    import asyncio
+
+    from leasehold.app.selftest import SelfTest, Step
+    from leasehold.cli.client import operator
+    from leasehold.cli.market import tenant_key
+
+    def tell(step: Step) -> None:
+        if not quiet:
+            print(
+                f"{'ok' if step.ok else 'FAILED':6} {step.name:26} {step.ms:9.1f} ms  {step.detail}"
+            )
+
+    with operator(state) as api:
+
+        async def ask(method: str, path: str, body: Any) -> Any:
+            return await asyncio.to_thread(api.request, method, path, json=body)
+
+        key = tenant_key(account) if account else None
+        return await SelfTest(found, ask, image=image, key=key, tell=tell).run()
 
 
 def _operate(method: str, path: str, state: Path, body: Any = None) -> Any:
