@@ -1,9 +1,8 @@
-"""Volumes as directories: makes, serves, snapshots, freezes, moves and archives them.
+"""Volumes as directories: makes them, serves them, snapshots and restores them on demand.
 
-Everything done to one repo is done one at a time, in a thread, under the repo's lock; the lock is
-kept until the thread has ended even when the caller was cancelled. Each step finds out how far an
-earlier, interrupted try came, and goes on from there. What is being made has a name in
-``staging``; a rename on the same file system is the moment it becomes real.
+This is the whole storage host: ``host`` keeps its folders and locks, ``moves`` brings repos to
+other places, ``tiers`` freezes and archives them. Each step finds out how far an earlier,
+interrupted try came, and goes on from there.
 """
 
 from __future__ import annotations
@@ -11,50 +10,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
-from leasehold.core.logs import get_logger
 from leasehold.model.events import storage as facts
-from leasehold.storage import archive, immutable
+from leasehold.storage import immutable
 from leasehold.storage.commands import Repos
-from leasehold.storage.content import ContentStore, sync_filesystem
-from leasehold.storage.copying import copy_tree
+from leasehold.storage.content import sync_filesystem
 from leasehold.storage.errors import Stored, Strong, Weak
 from leasehold.storage.gitlab import Gitlab
-from leasehold.storage.paths import Layout
+from leasehold.storage.host import SYSTEM, discard, prune
+from leasehold.storage.moves import Moves
 from leasehold.storage.ports import RepoInfo
 from leasehold.storage.restore import Restored, restore
 from leasehold.storage.shadow import Author, Change, Shadow, Snapshot
 from leasehold.storage.state import RepoState
-
-THREADS = 4
-"""Volumes worked on at once."""
+from leasehold.storage.tiers import Tiers
 
 SERVE_PATIENCE = 5.0
 """Seconds a question about a repo waits for it to be served."""
 
-COMMIT_PATIENCE = 30.0
-"""Seconds a thread waits for the log to take its word."""
 
-SYSTEM = Author("leasehold")
-LOCK_WAITERS = 100
-"""Tasks that may wait for one repo; more are told to come back."""
-
-log = get_logger(__name__)
-T = TypeVar("T")
-
-
-class FileStorage:
+class FileStorage(Moves, Tiers):
     """The files of one storage host, below ``root``. Implements ``Initializer`` and ``Processor``.
 
-    ``host`` is this host's name in the registry. ``others`` are the roots of further hosts that
-    this machine can reach as file systems, by name, so that volumes can be moved to and from them.
+    ``host`` is this host's name in the registry.
     """
 
     def __init__(
@@ -66,53 +48,13 @@ class FileStorage:
         host: str = "local",
         gitlab: Gitlab | None = None,
     ) -> None:
-        self.layout = Layout(root)
-        self.repos = repos
-        self.clock = clock
+        super().__init__(root, repos, clock)
         self.host = host
         self.gitlab = gitlab
-        self.content = ContentStore(self.layout.content)
         self.enabled: dict[str, RepoInfo] = {}
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
         self.ask: Callable[[str], None] = lambda _: None
         """Called for a repo that is wanted and not served: wakes whoever would serve it."""
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._waiting: dict[str, int] = {}
         self._arrival: dict[str, set[asyncio.Event]] = {}
-
-    # -- one at a time -------------------------------------------------------------------------
-
-    async def _locked(self, repo: str, work: Callable[[], T]) -> T:
-        lock = self._locks.setdefault(repo, asyncio.Lock())
-        if self._waiting.get(repo, 0) >= LOCK_WAITERS:
-            raise LeaseholdError(
-                "volume_busy",
-                "too many operations wait for this volume",
-                kind=Kind.RATE_LIMITED,
-                retry_after=1.0,
-            )
-        self._waiting[repo] = self._waiting.get(repo, 0) + 1
-        try:
-            await lock.acquire()
-        except BaseException:
-            self._leave(repo)
-            raise
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-        def ended(_: object) -> None:
-            lock.release()
-            self._leave(repo)
-
-        running.add_done_callback(ended)
-        try:
-            return await asyncio.shield(running)
-        except OSError as error:
-            raise _file_error(error) from error
-
-    def _leave(self, repo: str) -> None:
-        self._waiting[repo] -= 1
-        if not self._waiting[repo]:
-            del self._waiting[repo], self._locks[repo]
 
     # -- Initializer ---------------------------------------------------------------------------
 
@@ -165,7 +107,7 @@ class FileStorage:
             shadow.snapshot(files, SYSTEM, "created", self.clock.now())
             sync_filesystem(self.layout.root)
 
-        await self._locked(repo, make)
+        await self.locked(repo, make)
         await self.repos.confirm_shadow(repo, str(files), str(shadow_path))
 
     async def enable_gitlab(self, repo: str) -> None:
@@ -178,104 +120,6 @@ class FileStorage:
             raise Strong(LeaseholdError("gitlab_disabled", "no GitLab is configured here"))
         project, url = await self.gitlab.ensure_project(state.path)
         await self.repos.confirm_gitlab(repo, project, url)
-
-    async def move_shadow(self, repo: str, workflow: str) -> None:
-        state = await self.repos.repo(repo)
-        if state.shadow_move != workflow:
-            return
-        target = self.layout.shadow(repo)
-        source = Path(state.shadow_path)
-        await self._locked(repo, lambda: _switch(source, target, self.layout.staging, repo))
-        await self.repos.shadow_moved(repo, workflow, str(target))
-
-    async def move_repo(self, repo: str, workflow: str) -> None:
-        """Copy or rename to the new place, then commit: the log decides whether it counted."""
-        move = await self.repos.moves.state(workflow)
-        started = move.started
-        if started is None or move.moved is not None or move.aborted:
-            return
-        try:
-            files = self.layout.host_path(started.new_path)
-        except LeaseholdError as error:
-            raise Strong(error) from error
-        shadow = self.layout.shadow(repo)
-        old_files, old_shadow = Path(started.old_host_path), Path(started.old_shadow)
-        loop = asyncio.get_running_loop()
-        frozen = (await self.repos.repo(repo)).tier == "frozen"
-
-        def bring() -> bool:
-            self.layout.make()
-            if frozen and old_files.exists():
-                immutable.set_tree(old_files, False)  # an immutable tree cannot be renamed
-            _switch(old_files, files, self.layout.staging, f"{repo}.{workflow}.files")
-            _switch(old_shadow, shadow, self.layout.staging, f"{repo}.{workflow}.shadow")
-            if old_shadow.parent.parent != self.layout.root:
-                self._bring_contents(shadow, old_shadow.parent.parent)
-            if frozen:
-                immutable.set_tree(files, True)
-            sync_filesystem(self.layout.root)
-            # Under the lock: whoever undoes an aborted move waits until we know how it ended.
-            committed = asyncio.run_coroutine_threadsafe(
-                self.repos.files_moved(workflow, str(files), str(shadow)), loop
-            )
-            return committed.result(COMMIT_PATIENCE)
-
-        if not await self._locked(repo, bring):
-            await self.move_back(repo, workflow)
-
-    def _bring_contents(self, shadow: Path, old_root: Path) -> None:
-        source = ContentStore(old_root / "content")
-        history = Shadow(shadow, self.content)
-        for snapshot in history.history():
-            for _, record in history.records(snapshot.commit):
-                if record.type == "f" and not self.content.has(record.content):
-                    with source.path(record.content).open("rb") as stream:
-                        self.content.put_stream(stream)
-        self.content.settle()
-
-    async def move_back(self, repo: str, workflow: str) -> None:
-        move = await self.repos.moves.state(workflow)
-        started = move.started
-        if started is None or not move.aborted:
-            return
-        files, shadow = self.layout.files / started.new_path, self.layout.shadow(repo)
-        old_files, old_shadow = Path(started.old_host_path), Path(started.old_shadow)
-        frozen = (await self.repos.repo(repo)).tier == "frozen"
-
-        def undo() -> None:
-            for old, new in ((old_files, files), (old_shadow, shadow)):
-                if old == new or not new.exists():
-                    continue
-                if old.exists():
-                    _discard(new, self.layout.staging)
-                else:
-                    old.parent.mkdir(parents=True, exist_ok=True)
-                    immutable.set_tree(new, False)
-                    new.rename(old)
-            if frozen and old_files.exists():
-                immutable.set_tree(old_files, True)
-            _prune(files.parent, self.layout.files)
-            sync_filesystem(self.layout.root)
-
-        await self._locked(repo, undo)
-
-    async def clear_old(self, repo: str, workflow: str) -> None:
-        move = await self.repos.moves.state(workflow)
-        started, moved = move.started, move.moved
-        if started is None or moved is None:
-            return
-        old_files, old_shadow = Path(started.old_host_path), Path(started.old_shadow)
-
-        def clear() -> None:
-            for old, new in (
-                (old_files, Path(moved.host_path)),
-                (old_shadow, Path(moved.shadow_path)),
-            ):
-                if old != new and old.exists() and new.exists():
-                    _discard(old, old_shadow.parent.parent / "staging")
-            _prune(old_files.parent, old_shadow.parent.parent / "files")
-
-        await self._locked(repo, clear)
 
     # -- Processor -----------------------------------------------------------------------------
 
@@ -296,7 +140,7 @@ class FileStorage:
 
     async def disable_repo(self, repo: str) -> None:
         self.enabled.pop(repo, None)
-        await self._locked(repo, lambda: None)
+        await self.locked(repo, lambda: None)
 
     async def wait_enabled(self, repo: str) -> RepoInfo:
         """Wait until the repo is served here. After a restart repos are served on demand."""
@@ -333,98 +177,14 @@ class FileStorage:
             )
         return self.layout.host_path(state.path)
 
-    async def freeze_repo(self, repo: str, workflow: str) -> None:
-        state = await self.repos.repo(repo)
-        if state.action is None or state.action.workflow != workflow:
-            return
-        author = Author(state.action.author or SYSTEM.name)
-        why = state.action.reason or "frozen"
-        files = Path(state.host_path)
-
-        def freeze() -> Snapshot:
-            taken = self._shadow(state).snapshot(files, author, why, self.clock.now())
-            if not immutable.set_tree(files, True):
-                log.info("volume.no_immutable_flag", path=str(files))
-            return taken
-
-        taken = await self._locked(repo, freeze)
-        await self.repos.end(
-            repo,
-            workflow,
-            facts.TierChanged(
-                workflow=workflow,
-                tier="frozen",
-                commit=taken.commit,
-                bytes=taken.bytes,
-                files=taken.files,
-            ),
-        )
-
-    async def unfreeze_repo(self, repo: str, workflow: str) -> None:
-        state = await self.repos.repo(repo)
-        if state.action is None or state.action.workflow != workflow:
-            return
-        await self._locked(repo, lambda: immutable.set_tree(state.host_path, False))
-        await self.repos.end(repo, workflow, facts.TierChanged(workflow=workflow, tier="online"))
-
-    async def archive_repo(self, repo: str, workflow: str) -> None:
-        state = await self.repos.repo(repo)
-        if state.action is None or state.action.workflow != workflow:
-            return
-        target = self.layout.archive(repo, workflow)
-        files = Path(state.host_path)
-
-        def pack() -> str:
-            self.layout.make()
-            sha256 = archive.pack(self._shadow(state), state.commit, target)
-            if files.exists():
-                immutable.set_tree(files, False)
-                _discard(files, self.layout.staging)
-            files.mkdir(exist_ok=True)  # holds the name
-            return sha256
-
-        sha256 = await self._locked(repo, pack)
-        fact = facts.TierChanged(
-            workflow=workflow, tier="archived", archive=str(target), archive_sha256=sha256
-        )
-        await self.repos.end(repo, workflow, fact)
-
-    async def unarchive_repo(self, repo: str, workflow: str) -> None:
-        state = await self.repos.repo(repo)
-        if state.action is None or state.action.workflow != workflow:
-            return
-        files, packed = Path(state.host_path), Path(state.archive)
-        working = self.layout.staging / f"{repo}.{workflow}.unarchive"
-
-        def unpack() -> None:
-            archive.unpack_contents(packed, state.archive_sha256, self.content)
-            restore(self._shadow(state), state.commit, working)
-            working.chmod(state.mode)
-            if (state.uid, state.gid) != (0, 0):
-                os.chown(working, state.uid, state.gid)
-            if files.exists():
-                immutable.set_tree(files, False)
-                _discard(files, self.layout.staging)
-            working.rename(files)
-            immutable.set_tree(files, True)
-            sync_filesystem(self.layout.root)
-
-        await self._locked(repo, unpack)
-        fact = facts.TierChanged(workflow=workflow, tier="frozen")
-        await self.repos.end(repo, workflow, fact)
-        await asyncio.to_thread(packed.unlink, missing_ok=True)
-
     # -- on demand -----------------------------------------------------------------------------
-
-    def _shadow(self, state: RepoState) -> Shadow:
-        return Shadow(Path(state.shadow_path), self.content)
 
     async def snapshot(self, repo: str, author: Author, reason: str) -> Snapshot:
         """Record the volume as it is now."""
         state = await self._served(repo, "online")
-        shadow = self._shadow(state)
+        shadow = self.shadow(state)
         files = Path(state.host_path)
-        taken = await self._locked(
+        taken = await self.locked(
             repo, lambda: shadow.snapshot(files, author, reason, self.clock.now())
         )
         fact = facts.SnapshotTaken(
@@ -439,23 +199,23 @@ class FileStorage:
 
     async def history(self, repo: str, limit: int = 1000) -> list[Snapshot]:
         state = await self._served(repo)
-        return await self._locked(repo, lambda: self._shadow(state).history(limit))
+        return await self.locked(repo, lambda: self.shadow(state).history(limit))
 
     async def diff(self, repo: str, old: str, new: str | None = None) -> list[Change]:
         """What changed between two snapshots; ``new`` defaults to the newest."""
         state = await self._served(repo)
-        shadow = self._shadow(state)
-        return await self._locked(
+        shadow = self.shadow(state)
+        return await self.locked(
             repo, lambda: shadow.diff(shadow.resolve(old), shadow.resolve(new))
         )
 
     async def restore(self, repo: str, at: str | float, author: Author) -> Restored:
         """Bring the volume back to a snapshot; what is there now is recorded first."""
         state = await self._served(repo, "online")
-        shadow = self._shadow(state)
-        commit = await self._locked(repo, lambda: shadow.resolve(at))
+        shadow = self.shadow(state)
+        commit = await self.locked(repo, lambda: shadow.resolve(at))
         await self.snapshot(repo, author, f"before restoring {commit[:12]}")
-        done = await self._locked(repo, lambda: restore(shadow, commit, Path(state.host_path)))
+        done = await self.locked(repo, lambda: restore(shadow, commit, Path(state.host_path)))
         await self.snapshot(repo, author, f"restored {commit[:12]}")
         return done
 
@@ -466,14 +226,14 @@ class FileStorage:
             for path in (Path(state.host_path), Path(state.shadow_path)):
                 if str(path) != "." and path.exists():
                     immutable.set_tree(path, False)
-                    _discard(path, self.layout.staging)
+                    discard(path, self.layout.staging)
             if state.host_path:
-                _prune(Path(state.host_path).parent, self.layout.files)
+                prune(Path(state.host_path).parent, self.layout.files)
             if state.archive:
                 Path(state.archive).unlink(missing_ok=True)
 
         self.enabled.pop(repo, None)
-        await self._locked(repo, delete)
+        await self.locked(repo, delete)
 
     async def _served(self, repo: str, tier: str = "") -> RepoState:
         state = await self.repos.repo(repo)
@@ -498,21 +258,6 @@ class FileStorage:
             )
         return state
 
-    def prepare(self) -> None:
-        """Make the folders, and finish what an earlier process was about to delete."""
-        self.layout.make()
-        for entry in self.layout.staging.glob("gone.*"):
-            immutable.set_tree(entry, False)
-            shutil.rmtree(entry)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def free_bytes(self) -> int:
-        """Bytes the file system has left for us."""
-        found = os.statvfs(self.layout.root)
-        return found.f_bavail * found.f_frsize
-
 
 def _info(state: RepoState) -> RepoInfo:
     return RepoInfo(
@@ -528,68 +273,3 @@ def _info(state: RepoState) -> RepoInfo:
         state.gid,
         state.mode,
     )
-
-
-def _switch(old: Path, new: Path, staging: Path, name: str) -> None:
-    """Make ``new`` what ``old`` is: renamed where possible, else copied, verified, then renamed."""
-    if old == new or (new.exists() and not old.exists()):
-        return
-    new.parent.mkdir(parents=True, exist_ok=True)
-    if new.exists() and (new / ".").exists() and not _is_copy(new, staging, name):
-        raise Strong(
-            LeaseholdError(
-                "host_path_taken", f"{new} exists already", kind=Kind.CONFLICT, got=str(new)
-            )
-        )
-    if new.exists():
-        return
-    if old.stat().st_dev == new.parent.stat().st_dev:
-        old.rename(new)
-        return
-    working = staging / name
-    copy_tree(old, working)
-    _mark(staging, name)
-    working.rename(new)
-
-
-def _mark(staging: Path, name: str) -> None:
-    """Remember that a verified copy exists, so that a repeated move knows its own work."""
-    marker = staging / f"{name}.copied"
-    marker.write_text("")
-    sync_filesystem(staging)
-
-
-def _is_copy(new: Path, staging: Path, name: str) -> bool:
-    return (staging / f"{name}.copied").exists()
-
-
-def _discard(path: Path, staging: Path) -> None:
-    """Out of its place at once, then gone: a crash leaves it in staging, to be swept."""
-    staging.mkdir(parents=True, exist_ok=True)
-    name = staging / f"gone.{path.name}.{os.stat(path).st_ino}"
-    immutable.set_tree(path, False)
-    path.rename(name)
-    shutil.rmtree(name)
-
-
-def _prune(folder: Path, top: Path) -> None:
-    """Remove folders that became empty, up to but not including ``top``."""
-    while folder != top and top in folder.parents:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
-
-
-def _file_error(error: OSError) -> Exception:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return Weak(
-            LeaseholdError(
-                "disk_full",
-                f"no space is left for volumes: {error}",
-                kind=Kind.UNAVAILABLE,
-                retry_after=30.0,
-            )
-        )
-    return Weak(LeaseholdError("volume_io", f"the volume's files: {error}", kind=Kind.INTERNAL))

@@ -24,8 +24,9 @@ from leasehold.observe.engine import Engine
 from leasehold.storage.commands import Repos
 from leasehold.storage.content import ContentStore
 from leasehold.storage.errors import Marked
-from leasehold.storage.filesystem import SYSTEM, FileStorage
+from leasehold.storage.filesystem import FileStorage
 from leasehold.storage.gitlab import Gitlab
+from leasehold.storage.host import SYSTEM
 from leasehold.storage.paths import is_below, volume_path
 from leasehold.storage.settings import StorageSettings
 from leasehold.storage.shadow import Author, Shadow
