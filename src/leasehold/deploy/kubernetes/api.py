@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 from httpx2.websockets import HTTPXWSException
 from lightkube import AsyncClient, KubeConfig
 from lightkube.config import client_adapter
 from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.core.resource import api_info
+from lightkube.core.selector import build_selector
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.models.meta_v1 import Status
 from lightkube.types import CascadeType, PatchType
 
 from leasehold.core.clock import Clock, SystemClock
@@ -162,30 +166,41 @@ class Api:
             found = self.client.list(
                 KINDS[kind], namespace=namespace, labels=labels, chunk_size=500
             )
-            return [dict(item) async for item in found], found.resourceVersion
+            # Only the list itself says of what kind its items are.
+            return [{"kind": kind, **item} async for item in found], found.resourceVersion
 
     async def watch(
         self, kind: str, namespace: str | None, version: str, *, labels: dict[str, Any] | None
     ) -> AsyncIterator[tuple[str, Object]]:
         """``(ADDED, MODIFIED or DELETED, object)`` after ``version``, for as long as the setting
-        says. Kind CONFLICT: too long ago, list again."""
+        says. Kind CONFLICT: too long ago, list again. A server that neither says anything nor ends
+        the watch in its time has fallen silent, which is ``cluster_unreachable``."""
+        # Not lightkube's own: that begins anew for ever and so cannot tell silence from peace.
         seconds = self.settings.watch_seconds
+        asked = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds)}
+        if labels:
+            asked["labelSelector"] = build_selector(labels)
+        info = api_info(KINDS[kind])
+        group, of = info.resource.group, info.resource.version
+        url = f"apis/{group}/{of}" if group else f"api/{of}"
+        if namespace not in (None, EVERYWHERE):
+            url += f"/namespaces/{namespace}"
+        timeout = httpx2.Timeout(self.settings.request_timeout, read=None)
         with told():
-            events = self.client.watch(
-                KINDS[kind],
-                namespace=namespace,
-                labels=labels,
-                resource_version=version,
-                server_timeout=seconds,
-            )
             try:
-                async with asyncio.timeout(seconds * 1.5):
-                    async for change, found in events:
-                        yield change, dict(found)
-            except TimeoutError:
-                return
-            finally:
-                await events.aclose()
+                async with asyncio.timeout(seconds * 1.5 + 1.0), self.raw.stream(
+                    "GET", f"{url}/{info.plural}", params=asked, timeout=timeout
+                ) as answer:  # fmt: skip
+                    if answer.is_error:
+                        await answer.aread()
+                        raise ApiError(request=answer.request, response=answer)
+                    async for line in answer.aiter_lines():
+                        event = msgspec.json.decode(line)
+                        if event["type"] == "ERROR":
+                            raise ApiError(status=Status.from_dict(event["object"]))
+                        yield event["type"], event["object"]
+            except TimeoutError as error:
+                raise unreachable("it fell silent") from error
 
     async def delete(
         self, kind: str, name: str, namespace: str | None = None, *, orphan: bool = False

@@ -21,24 +21,18 @@ from leasehold.deploy.kubernetes import apply, kept
 from leasehold.deploy.kubernetes.api import Api, Object
 from leasehold.deploy.kubernetes.cache import Cluster, labels
 from leasehold.deploy.kubernetes.render import PREFIX, Look, render
-from leasehold.deploy.kubernetes.rollout import LATE, ClusterRollout
+from leasehold.deploy.kubernetes.rollout import FIRST_WORD, LATE, ClusterRollout
 from leasehold.deploy.kubernetes.watch import ClusterWatch
 from leasehold.deploy.ports import LeaseMarket
 from leasehold.deploy.settings import DeploySettings
 from leasehold.deploy.workload import Workload, lease_name
 from leasehold.model.market import LeaseId
 
-FIRST_WORD = 10.0
-"""Seconds to wait for the API server before what the log says is taken for what runs."""
-
 SLEEPS_SINCE = (1, 30)
 """The first Kubernetes whose pods can wait before they end without a program of the image's."""
 
 GONE_SECONDS = 120.0
 """How long a namespace may take to go before its removal is tried again."""
-
-LAG = 0.2
-"""Seconds between looks when the API server and what we heard of it differ."""
 
 Rule = tuple[frozenset[str], frozenset[str] | None]
 
@@ -70,6 +64,7 @@ class KubernetesDriver:
         self.rng = rng
         self.sleeps = True
         """Whether the cluster is new enough for pods to wait before they end."""
+        self.fingerprints: apply.Fingerprints = {}
         self._rules: dict[LeaseId, Rule] = {}
         self._rendered: dict[LeaseId, tuple[Workload, Rule, bool, list[Object]]] = {}
 
@@ -157,7 +152,7 @@ class KubernetesDriver:
 
     async def point(self, applied: Applied) -> None:
         wanted = [found for found in self.render(applied.workload) if found["kind"] == "Ingress"]
-        await apply.apply(self.api, wanted)
+        await apply.apply(self.api, wanted, self.fingerprints)
         names = {found["metadata"]["name"] for found in wanted}
         for item in self.cluster.of("Ingress", applied.workload.name):
             name = item["metadata"]["name"]
@@ -185,13 +180,15 @@ class KubernetesDriver:
                     if self.cluster.get("Namespace", "", namespace) is not None:
                         await news.wait()
                     else:
-                        await self.clock.sleep(LAG)
+                        await self.clock.sleep(apply.LAG)
         except TimeoutError:
             raise unavailable(
                 "namespace_lingers", f"namespace {namespace} is still being removed"
             ) from None
         finally:
             stop()
+        for where in [where for where in self.fingerprints if where[0] == namespace]:
+            del self.fingerprints[where]
         self._rules.pop(lease, None)
         self._rendered.pop(lease, None)
 

@@ -30,6 +30,9 @@ LATE = ("not_answering", "keeps_ending", "image_pull_failed", "no_room", "cannot
         "pods_refused")  # fmt: skip
 """Failures after which a first version stays, for the cluster to go on trying."""
 
+FIRST_WORD = 10.0
+"""Seconds to wait for the API server before an attempt counts as failed."""
+
 LOOK = 1.0
 """Seconds between looks while nothing is heard: what lasts is only seen by looking again."""
 
@@ -60,6 +63,7 @@ class ClusterRollout:
         self._began = 0.0
 
     async def run(self) -> Applied:
+        await self.cluster.heard(FIRST_WORD)
         self.cluster.check()
         self._began = self.clock.monotonic()
         objects = self.driver.render(self.workload)
@@ -77,7 +81,7 @@ class ClusterRollout:
         return Applied(self.workload, self.revisions, self.digests)
 
     async def _apply(self, objects: list[Object]) -> None:
-        made = await apply.apply(self.api, objects)
+        made = await apply.apply(self.api, objects, self.driver.fingerprints)
         self._generations = {
             name: int(item["metadata"]["generation"])
             for (kind, name), item in made.items()
@@ -235,7 +239,7 @@ class ClusterRollout:
         """Apply the version before again, and remove what only this one had."""
         objects = self.driver.render(before.workload)
         try:
-            await apply.apply(self.api, objects)
+            await apply.apply(self.api, objects, self.driver.fingerprints)
             unwanted = apply.leftovers(self.cluster, self.workload.name, objects)
             await apply.prune(self.api, self.workload.name, unwanted)
             await self._unstick(before)

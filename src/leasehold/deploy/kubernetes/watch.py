@@ -153,7 +153,7 @@ class ClusterWatch(Verdicts):
     async def _repair(self) -> None:
         """Apply what somebody changed or removed; less and less often while they keep at it."""
         objects = self.driver.render(self.applied.workload)
-        found = apply.drifted(self.cluster, objects)
+        found = apply.drifted(self.cluster, objects, self.driver.fingerprints)
         if not found:
             if self.clock.monotonic() >= self._repair_at + self._backoff.cap:
                 self._repairs = 0
@@ -164,4 +164,4 @@ class ClusterWatch(Verdicts):
         self._repair_at = self.clock.monotonic() + self._backoff.delay(self._repairs)
         lease = str(self.applied.workload.lease)
         log.warning("repair", lease=lease, found=found, times=self._repairs)
-        await apply.apply(self.driver.api, objects)
+        await apply.apply(self.driver.api, objects, self.driver.fingerprints, repair=True)
