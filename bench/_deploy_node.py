@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,12 @@ class Images:
         self.layer = layer
 
     async def ensure(
-        self, reference: str, *, credentials: Any = None, progress: Any = None
+        self, reference: str, *, credentials: Any = None, progress: Any = None, holder: str = ""
     ) -> MemoryImage:
         return MemoryImage(reference, "sha256:bench", {}, [self.layer])
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        pass
 
 
 def lease(number: int) -> LeaseId:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ class Reservation:
     group: str
     placed: list[tuple[str, Amounts]] = field(default_factory=list)
     allocated: bool = False
+    persistent: int = 0
+    """Bytes of it that are persistent volumes."""
 
     @property
     def total(self) -> Amounts:
@@ -90,9 +92,12 @@ class Reservation:
 
 
 class Inventory:
-    """``unavailable`` turns bids away for a reason: paused, draining."""
+    """``unavailable`` turns bids away for a reason: paused, draining. ``volume_bytes()`` is what
+    volumes of this machine take, whoever's they are; those of leases that are over take room too.
+    """
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[Node], volume_bytes: Callable[[], int] = lambda: 0) -> None:
+        self.volume_bytes = volume_bytes
         self.nodes: dict[str, Node] = {}
         self.reservations: dict[OrderId, Reservation] = {}
         self.unavailable = ""
@@ -113,7 +118,9 @@ class Inventory:
         if self.unavailable:
             raise LeaseholdError("not_offering", self.unavailable, kind=Kind.UNAVAILABLE)
         placed = self.place(group)
-        self.reservations[order] = Reservation(order, group.name, placed)
+        self.reservations[order] = Reservation(
+            order, group.name, placed, persistent=_persistent(group)
+        )
         self._measure()
 
     async def release(self, order: OrderId) -> None:
@@ -131,7 +138,9 @@ class Inventory:
         """
         reservation = self.reservations.get(order)
         if reservation is None:
-            reservation = Reservation(order, group.name, self._place(group, force=True))
+            reservation = Reservation(
+                order, group.name, self._place(group, force=True), persistent=_persistent(group)
+            )
             self.reservations[order] = reservation
         reservation.allocated = True
         self._measure()
@@ -216,11 +225,21 @@ class Inventory:
     def available(self) -> dict[str, Amounts]:
         """What each node has left."""
         free = {name: node.offered for name, node in self.nodes.items()}
+        kept = self.kept
+        if kept and free:  # volumes are made on the machine itself: there is one node
+            name = next(iter(free))
+            free[name] = free[name] - Amounts(storage=kept)
         for reservation in self.reservations.values():
             for name, amounts in reservation.placed:
                 if name in free:
                     free[name] = free[name] - amounts
         return free
+
+    @property
+    def kept(self) -> int:
+        """Bytes of volumes that no lease of now has: frozen, kept for their owners."""
+        leased = sum(r.persistent for r in self.reservations.values() if r.allocated)
+        return max(0, self.volume_bytes() - leased)
 
     def to_dict(self) -> dict[str, Any]:
         """For operators: nodes, and what is promised to bids apart from what is leased."""
@@ -237,6 +256,7 @@ class Inventory:
             ],
             "pending": [_row(r) for r in self.reservations.values() if not r.allocated],
             "leased": [_row(r) for r in self.reservations.values() if r.allocated],
+            "kept_volume_bytes": self.kept,
             "unavailable": self.unavailable,
         }
 
@@ -246,6 +266,15 @@ class Inventory:
         for kind in KINDS:
             OFFERED.labels(kind).set(getattr(offered, kind))
             RESERVED.labels(kind).set(getattr(reserved, kind))
+
+
+def _persistent(group: GroupSpec) -> int:
+    return sum(
+        int(volume.size) * unit.count
+        for unit in group.resources
+        for volume in unit.resource.volumes
+        if volume.persistent
+    )
 
 
 def _row(reservation: Reservation) -> dict[str, Any]:

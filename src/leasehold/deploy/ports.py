@@ -62,6 +62,10 @@ class Volumes(Protocol):
         system's policy."""
         ...
 
+    def reserved_bytes(self) -> int:
+        """What all volumes of this machine may take, those of leases that are over included."""
+        ...
+
 
 class LeaseMarket(Protocol):
     """What deploy tells the market about a lease."""

@@ -156,6 +156,7 @@ class DeployService(Deployments):
 
     async def start(self) -> None:
         await super().start()
+        self.inventory.volume_bytes = self.parts.volumes.reserved_bytes
         self.inventory.update([this_machine(self.folder, self.settings)])
         if self.network is not None:
             self.network.restore(self.routes.restore())

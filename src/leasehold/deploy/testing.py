@@ -70,6 +70,9 @@ class MemoryVolumes:
     async def release(self, owner: str, dseq: int) -> None:
         self.released.append((owner, dseq))
 
+    def reserved_bytes(self) -> int:
+        return 0
+
 
 class MemoryMarket:
     """``failures`` refusals before a close is taken."""

@@ -87,6 +87,9 @@ class FakeVolumes:
     async def release(self, owner: str, dseq: int) -> None:
         self.released.append((owner, dseq))
 
+    def reserved_bytes(self) -> int:
+        return 0
+
 
 @dataclass
 class FakeMarket:

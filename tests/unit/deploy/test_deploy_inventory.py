@@ -146,3 +146,20 @@ async def test_nothing_is_oversold_by_bids(story: list[tuple[str, int, int]]) ->
     for number in range(6):
         inventory.free(order(number))
     assert inventory.available() == {"a": node("a", 3000).offered, "b": node("b", 2000).offered}
+
+
+async def test_volumes_of_leases_that_are_over_take_room_too() -> None:
+    made = 0
+    inventory = Inventory([node()], lambda: made)
+    lasting = unit(storage=30)
+    storage = Storage(Val.of(30), "data", [Attribute("persistent", "true")])
+    lasting.resource.storage.append(storage)
+    inventory.allocate(order(1), group(lasting))
+    assert inventory.available()["a"].storage == 40
+    made = 30  # its volume is made: promised once, not twice
+    assert inventory.available()["a"].storage == 40
+    inventory.free(order(1))
+    assert inventory.available()["a"].storage == 70, "the frozen volume stays"
+    assert inventory.to_dict()["kept_volume_bytes"] == 30
+    with pytest.raises(LeaseholdError, match="storage"):
+        await inventory.reserve(order(2), group(unit(storage=80)))
