@@ -2,7 +2,7 @@
 PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest -q
 
-.PHONY: setup dev demo test lint format bench docs fuzz soak sim wheel lock clean
+.PHONY: setup dev demo test test-kubernetes lint format bench docs fuzz soak sim wheel lock clean
 
 setup:          ## what the demo needs: OS packages and a virtual environment
 	@scripts/setup
@@ -15,6 +15,11 @@ demo: setup     ## from nothing to a running workload, on this machine
 
 test: dev       ## unit, integration, acceptance and regression tests
 	@$(PYTEST) -m "not soak and not kubernetes and not fuzz" tests
+
+test-kubernetes: ## the Kubernetes driver and chart, on a real control plane (built once, cached)
+	@scripts/setup --kubernetes
+	@scripts/kubernetes/build >/dev/null
+	@$(PYTEST) -m kubernetes -s tests
 
 lint: dev       ## style, types and the rules on who may import whom
 	@.venv/bin/ruff check .

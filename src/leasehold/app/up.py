@@ -18,6 +18,7 @@ from leasehold.app.adapters import (
     ManifestMarket,
     MarketCertificates,
 )
+from leasehold.app.deploying import make_deploy
 from leasehold.app.event_log import open_log
 from leasehold.app.folder import StateFolder
 from leasehold.app.node import make_node
@@ -27,7 +28,6 @@ from leasehold.core.clock import Clock
 from leasehold.core.logs import get_logger
 from leasehold.core.ops import Ops
 from leasehold.core.service import S, Service, running
-from leasehold.deploy.service import DeployService
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
 from leasehold.gateway import gifts, inside, news, node, offers, services, stories, work
@@ -149,12 +149,13 @@ class Provider(Service):
         )
         vault = Vault.ensure(self.folder / "secrets.key")
         self.deploy = await self._add(
-            DeployService(
+            make_deploy(
                 self.log,
                 self.engine,
                 DeployImages(self.images),
                 self.volumes,
                 self.folder / "deploy",
+                self.address,
                 settings.deploy,
                 market=DeployMarket(self.client),
                 clock=self.clock,
@@ -268,4 +269,4 @@ class Provider(Service):
     @property
     def ingress_url(self) -> str:
         """Where HTTP to workloads goes; the host name says which."""
-        return f"http://127.0.0.1:{self.deploy.ingress.port}"
+        return self.deploy.local_ingress_url

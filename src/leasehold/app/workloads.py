@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from leasehold.core.errors import LeaseholdError, not_found
-from leasehold.deploy.service import DeployService
+from leasehold.deploy.leases import Deployments
 from leasehold.gateway.ports import Exec, LogLine
 from leasehold.model.market import LeaseId
 
 
 class DeployedWorkloads:
-    """``status``, ``logs`` and ``exec`` of a :class:`DeployService`."""
+    """``status``, ``logs`` and ``exec`` of a deploy system."""
 
-    def __init__(self, deploy: DeployService) -> None:
+    def __init__(self, deploy: Deployments) -> None:
         self.deploy = deploy
 
     async def status(self, lease: LeaseId) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from leasehold.core.service import Service
 from leasehold.deploy.deployment import Deployment
 from leasehold.deploy.driver import Driver, Emit, History
 from leasehold.deploy.inventory import Inventory
+from leasehold.deploy.logs import Line
 from leasehold.deploy.machine import State
 from leasehold.deploy.ports import LeaseMarket
 from leasehold.deploy.replica import Replica
@@ -187,6 +188,36 @@ class Deployments(Service):
 
     @abstractmethod
     async def status(self, lease: LeaseId) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def logs(
+        self,
+        lease: LeaseId,
+        service: str | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+    ) -> AsyncIterator[Line]: ...
+
+    @abstractmethod
+    async def search_logs(
+        self, lease: LeaseId, service: str | None, text: str, limit: int
+    ) -> list[Line]: ...
+
+    @abstractmethod
+    async def exec(
+        self,
+        lease: LeaseId,
+        service: str,
+        command: Sequence[str],
+        *,
+        replica: int = 0,
+        tty: bool = False,
+        stdin: bool = False,
+    ) -> Any: ...
+
+    @abstractmethod
+    async def teardown_all(self) -> list[str]: ...
 
     @abstractmethod
     def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> Sequence[Violation]: ...

@@ -189,6 +189,11 @@ class DeployService(Deployments):
         await self._services.shutdown()
 
     @property
+    def local_ingress_url(self) -> str:
+        """The same, from this machine."""
+        return f"http://127.0.0.1:{self.ingress.port}"
+
+    @property
     def ingress_url(self) -> str:
         """Where ingress listens; a workload answers there to its own host name."""
         host = self.settings.public_host

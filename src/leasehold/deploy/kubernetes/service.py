@@ -214,6 +214,8 @@ class KubernetesService(Deployments):
         """Where the cluster's ingress listens; a workload answers there to its own host name."""
         return f"http://{self.settings.public_host}"
 
+    local_ingress_url = ingress_url
+
     # -- for tenants and operators ----------------------------------------------------------------
 
     async def status(self, lease: LeaseId) -> dict[str, Any]:
