@@ -34,7 +34,6 @@ from leasehold.node.service import Node
 from leasehold.node.settings import AquaIpfs, Decider, SystemServices
 from leasehold.node.testing import node_in, until
 
-
 KUBO = os.environ.get("LEASEHOLD_TEST_KUBO") or shutil.which("ipfs")
 """A kubo to test against; no package registry carries its program."""
 
