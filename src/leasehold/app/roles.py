@@ -9,6 +9,8 @@ import asyncio
 import signal
 from pathlib import Path
 
+import msgspec
+
 from leasehold.app.settings import Settings
 from leasehold.core import logs
 from leasehold.core.clock import Clock
@@ -30,8 +32,12 @@ class WorkerRole(Service):
 
     async def start(self) -> None:
         ops = Ops(self.settings.ops, clock=self.clock)
-        handlers = worker_handlers(self.settings.index)
-        worker = Worker(self.clock, self.settings.dispatch, handlers)
+        index = self.settings.index
+        # It announces itself for the chain it reads.
+        dispatch = msgspec.structs.replace(
+            self.settings.dispatch, network=index.network, chain_id=index.chain_id
+        )
+        worker = Worker(self.clock, dispatch, worker_handlers(index))
         for service in (ops, worker):
             await self.resources.enter_async_context(running(service))
 

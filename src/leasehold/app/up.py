@@ -124,6 +124,7 @@ class Provider(Service):
         worker = msgspec.structs.replace(
             self.settings.dispatch,
             managers=(f"127.0.0.1:{manager.http.port}",),
+            network=settings.network,
             chain_id=settings.chain_id,
         )
         await self._add(Worker(self.clock, worker, worker_handlers(settings)))

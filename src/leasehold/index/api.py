@@ -18,13 +18,15 @@ from litestar import Litestar, MediaType, Request, Response, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.params import Parameter
+from msgspec import Meta
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError, not_found
-from leasehold.index.operations import Missing, Operations, SyncRange, check_range
+from leasehold.index.earnings import BalanceOf, Earned
+from leasehold.index.operations import Inserted, Missing, Operations, SyncRange, check_range
 from leasehold.index.ranges import Range, clipped
 from leasehold.index.search import Search
-from leasehold.index.sync import Synced
+from leasehold.index.sync import Synced, incomplete
 from leasehold.model.chain import LatestData, Transaction
 
 COVERED = "leasehold-covered"
@@ -35,6 +37,9 @@ MAX_RUNS = 100
 MAX_SYNCHRONOUS = 10_000
 """Heights that ``/transactions`` returns at most."""
 
+MAX_INSERT = 16 << 20
+"""Bytes of the body of ``/transactions_insert``."""
+
 SEARCH_TIMEOUT = 60.0
 """Seconds a search may take."""
 
@@ -42,6 +47,7 @@ FETCH_TIMEOUT = 300.0
 """Seconds ``/transactions`` and a synchronous ``/get_missing`` may take."""
 
 Network = Annotated[str, Parameter(min_length=1, max_length=128)]
+Time = Annotated[str, Parameter(min_length=1, max_length=64, description="RFC 3339")]
 HeightParameter = Annotated[int, Parameter(ge=1, le=1 << 62)]
 
 
@@ -170,7 +176,7 @@ def application(operations: Operations, clock: Clock | None = None) -> Litestar:
         async with asyncio.timeout(FETCH_TIMEOUT):
             result = await operations.range(network, chain_id, start_height, last)
             if result.missing:
-                raise _incomplete(result)
+                raise incomplete(result)
             blocks = operations.store.blocks(network, chain_id, start_height, last)
             out = [tx async for block in blocks for tx in block.transactions]
         return Response(out, headers=await covered(network, chain_id, start_height, last))
@@ -206,11 +212,35 @@ def application(operations: Operations, clock: Clock | None = None) -> Litestar:
             async with asyncio.timeout(FETCH_TIMEOUT):
                 await asyncio.wait({run.task})
             if run.result is None or run.result.missing:
-                raise _incomplete(run.result, run.error)
+                raise incomplete(run.result, run.error)
         return Response(
             run.show(simplified=simplified),
             headers=await covered(network, chain_id, start_height, end_height),
         )
+
+    @post("/transactions_insert/{network:str}", status_code=200, request_max_body_size=MAX_INSERT)
+    async def transactions_insert(
+        network: Network, data: Annotated[list[Transaction], Meta(max_length=MAX_SYNCHRONOUS)]
+    ) -> Inserted:
+        """See to it that these transactions are stored, with all of their heights."""
+        async with asyncio.timeout(FETCH_TIMEOUT):
+            return await operations.insert(network, data)
+
+    @get("/rewards")
+    async def rewards(
+        network: Network, chain_id: Network, account: Network, start_time: Time, end_time: Time
+    ) -> list[Earned]:
+        """Staking rewards of an account, a day at a time."""
+        async with asyncio.timeout(FETCH_TIMEOUT):
+            return await operations.rewards(network, chain_id, account, start_time, end_time)
+
+    @get("/account/balance")
+    async def account_balance(
+        network: Network, chain_id: Network, account: Network, start_time: Time, end_time: Time
+    ) -> list[BalanceOf]:
+        """What an account had, at the end of each day."""
+        async with asyncio.timeout(FETCH_TIMEOUT):
+            return await operations.balances(network, chain_id, account, start_time, end_time)
 
     @get("/get_running")
     async def get_running() -> list[dict[str, Any]]:
@@ -232,7 +262,8 @@ def application(operations: Operations, clock: Clock | None = None) -> Litestar:
     return Litestar(
         [
             transactions_search, transactions, scrape_latest, sync_range, check_missing,
-            get_missing, get_running, stop_running, index_status,
+            get_missing, get_running, stop_running, index_status, transactions_insert, rewards,
+            account_balance,
         ],
         exception_handlers={
             LeaseholdError: _failed,
@@ -249,18 +280,6 @@ def _header(covered: dict[str, list[Range]]) -> str:
     return "; ".join(
         f"{chain_id}:{','.join(f'{a}-{b}' for a, b in ranges)}"
         for chain_id, ranges in covered.items()
-    )
-
-
-def _incomplete(result: Synced | None, error: str = "") -> LeaseholdError:
-    gaps = result.missing if result is not None else []
-    spoken = error or ("; ".join(result.errors) if result is not None else "")
-    return LeaseholdError(
-        "range_incomplete",
-        f"not all heights could be fetched: {spoken or 'no reason given'}",
-        kind=Kind.UNAVAILABLE,
-        got=gaps[:20],
-        retry_after=5.0,
     )
 
 

@@ -73,6 +73,7 @@ def _describe(index: int, type_: str, events: Sequence[Event], error: str) -> Tr
     senders: dict[str, list[Amount]] = {}
     recipients: dict[str, list[Amount]] = {}
     transfers: list[Transfer] = []
+    withdrawn: list[tuple[str, tuple[Amount, ...]]] = []
     for event in events:
         if event.type == "transfer":
             amounts = parse_coins(event.get("amount"))
@@ -81,19 +82,27 @@ def _describe(index: int, type_: str, events: Sequence[Event], error: str) -> Tr
             if recipient := event.get("recipient"):
                 recipients.setdefault(recipient, []).extend(amounts)
                 transfers.append(Transfer(Account(recipient), amounts))
+        elif event.type == "withdraw_rewards":
+            withdrawn.append((event.get("delegator"), parse_coins(event.get("amount"))))
         elif event.type == "message":
             for attribute in event.attributes:
                 if attribute.key == "sender":
                     senders.setdefault(attribute.value, [])
                 elif attribute.key == "module" and not module:
                     module = attribute.value
+    moved = {"send": tuple(transfers)} if transfers else {}
+    if withdrawn:
+        # Before 0.46 the event does not say to whom: to who sent the message.
+        whose = next((a.value for e in events if e.type == "message"
+                      for a in e.attributes if a.key == "sender"), "")  # fmt: skip
+        moved["reward"] = tuple(Transfer(Account(who or whose), a) for who, a in withdrawn)
     sub = SubEvent(
         type=(action,),
         action=action,
         module=module,
         sender=tuple(Transfer(Account(a), tuple(v)) for a, v in senders.items()),
         recipient=tuple(Transfer(Account(a), tuple(v)) for a, v in recipients.items()),
-        transfers={"send": tuple(transfers)} if transfers else {},
+        transfers=moved,
         error={"message": error} if error else None,
     )
     return TransactionEvent(id=str(index), kind=action, type=(action,), module=module, sub=(sub,))

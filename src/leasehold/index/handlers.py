@@ -4,7 +4,8 @@
 order; a height that cannot be fetched ends the range there. What it answers with depends on who
 asks: ``Block``, ``Transaction`` … ``END`` for an original's manager, or, when asked for the format
 ``heights``, parts of whole heights and a final ``Heights`` that says which ones were done.
-``GetLatestMark`` is the head of the chain.
+``GetLatestMark`` is the head of the chain. ``GetReward``, ``GetAccountBalance`` and
+``GetAccountDelegations`` are questions about an account at a height.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ import msgspec
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.dispatch.worker import Handler, Job, Reply
+from leasehold.index.accounts import Accounts
 from leasehold.index.cometbft import Status, decode_height, decode_search, decode_status
 from leasehold.index.rpc import Rpc
 from leasehold.index.settings import IndexSettings
 from leasehold.model.chain import (
+    AccountBalance,
+    AccountDelegations,
     Block,
+    HeightAccount,
     HeightPart,
     HeightRange,
     Heights,
     IndexedBlock,
     LatestData,
+    Reward,
     Transaction,
 )
 
@@ -52,6 +58,9 @@ class Handlers(dict[str, Handler]):
                 "GetTransactions": network.get_transactions,
                 "GetLatestMark": network.get_latest_mark,
                 "GetLatest": network.get_latest,
+                "GetReward": network.get_reward,
+                "GetAccountBalance": network.get_account_balance,
+                "GetAccountDelegations": network.get_account_delegations,
             }
         )
         self.network = network
@@ -78,6 +87,7 @@ class CometNetwork:
     def __init__(self, rpc: Rpc, settings: IndexSettings) -> None:
         self.rpc = rpc
         self.settings = settings
+        self.accounts = Accounts(rpc, settings.network)
         self._version: str | None = None
 
     async def status(self) -> Status:
@@ -158,6 +168,22 @@ class CometNetwork:
             for reply in pieces(height):
                 yield reply
 
+    async def get_reward(self, job: Job) -> AsyncIterator[Reply]:
+        asked = decode_account(job)
+        found = Reward(asked.height, await self.accounts.rewards(asked.account, asked.height))
+        yield Reply("Reward", msgspec.json.encode(found))
+
+    async def get_account_balance(self, job: Job) -> AsyncIterator[Reply]:
+        asked = decode_account(job)
+        balances = await self.accounts.balances(asked.account, asked.height)
+        yield Reply("AccountBalance", msgspec.json.encode(AccountBalance(asked.height, balances)))
+
+    async def get_account_delegations(self, job: Job) -> AsyncIterator[Reply]:
+        asked = decode_account(job)
+        delegations = await self.accounts.delegations(asked.account, asked.height)
+        found = AccountDelegations(asked.height, delegations)
+        yield Reply("AccountDelegations", msgspec.json.encode(found))
+
     async def _mark(self, known: LatestData) -> LatestData:
         async with asyncio.timeout(HEAD_TIMEOUT):
             status = await self.status()
@@ -229,6 +255,16 @@ def parts(height: IndexedBlock, limit: int) -> Iterator[Reply]:
 
 def _part(part: HeightPart) -> Reply:
     return Reply("Height", msgspec.json.encode(part))
+
+
+def decode_account(job: Job) -> HeightAccount:
+    asked = decode(job, HeightAccount)
+    if not asked.account or asked.height < 0:
+        raise LeaseholdError(
+            "bad_payload", "an account and a height from 0 are needed", path="Account",
+            got=asked.account,
+        )  # fmt: skip
+    return asked
 
 
 def decode(job: Job, type_: type[T]) -> T:

@@ -8,7 +8,7 @@ never passes a height that failed, and the nonce of a caller comes back as it wa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -18,12 +18,13 @@ from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.dispatch.manager import Manager
 from leasehold.index import metrics
-from leasehold.index.ranges import Range, missing, watermark
+from leasehold.index.earnings import BalanceOf, Earned, Earnings
+from leasehold.index.ranges import Range, missing, runs, watermark
 from leasehold.index.search import Found, Search, find
 from leasehold.index.settings import IndexSettings
 from leasehold.index.store import Store
-from leasehold.index.sync import Sync, Synced
-from leasehold.model.chain import IndexedBlock, LatestData
+from leasehold.index.sync import Sync, Synced, incomplete
+from leasehold.model.chain import IndexedBlock, LatestData, Transaction
 
 MAX_RANGE = 1_000_000
 """Heights of one synchronous request."""
@@ -42,6 +43,13 @@ class Missing(msgspec.Struct):
     missing_transactions: list[Range]
 
 
+class Inserted(msgspec.Struct):
+    """How many of the given transactions are in the index, and hashes that are not on the chain."""
+
+    stored: int
+    unknown: list[str]
+
+
 class Operations:
     """One per manager; everything it knows is in ``store``."""
 
@@ -57,6 +65,7 @@ class Operations:
         self.store = store
         self.clock = clock or SystemClock()
         self.sync = Sync(manager, store, self.settings)
+        self.earnings = Earnings(manager, store)
         self._under_way: set[tuple[str, ...]] = set()
 
     def register(self) -> None:
@@ -155,6 +164,47 @@ class Operations:
     async def search(self, search: Search) -> Found:
         with metrics.CALL_TIME.labels("SearchTransactions").time():
             return await find(self.store, search)
+
+    async def rewards(
+        self, network: str, chain_id: str, account: str, start: str, end: str
+    ) -> list[Earned]:
+        with metrics.CALL_TIME.labels("Reward").time():
+            return await self.earnings.rewards(network, chain_id, account, start, end)
+
+    async def balances(
+        self, network: str, chain_id: str, account: str, start: str, end: str
+    ) -> list[BalanceOf]:
+        with metrics.CALL_TIME.labels("AccountBalance").time():
+            return await self.earnings.balances(network, chain_id, account, start, end)
+
+    async def insert(self, network: str, transactions: Sequence[Transaction]) -> Inserted:
+        """See to it that these transactions are in the index: their heights are fetched, whole.
+
+        What the chain does not know under that hash and height is not taken on anybody's word.
+        """
+        by_chain: dict[str, dict[int, set[str]]] = {}
+        for position, given in enumerate(transactions):
+            if not given.chain_id or not given.hash or given.height < 1:
+                raise LeaseholdError(
+                    "bad_transaction",
+                    "chain_id, height and hash say which transaction it is",
+                    kind=Kind.MALFORMED,
+                    path=f"[{position}]",
+                )
+            by_chain.setdefault(given.chain_id, {}).setdefault(given.height, set()).add(given.hash)
+        stored, unknown = 0, []
+        with metrics.CALL_TIME.labels("InsertTransactions").time():
+            for chain_id, heights in by_chain.items():
+                for first, last in runs(heights):
+                    synced = await self.range(network, chain_id, first, last)
+                    if synced.missing:
+                        raise incomplete(synced)
+                    async for block in self.store.blocks(network, chain_id, first, last):
+                        known = {tx.hash for tx in block.transactions}
+                        wanted = {hash_.upper() for hash_ in heights[block.height]}
+                        stored += len(wanted & known)
+                        unknown += sorted(wanted - known)
+        return Inserted(stored, unknown)
 
     async def status(self) -> list[dict[str, Any]]:
         """Each chain of the index: what is covered, and what lies between."""

@@ -109,6 +109,11 @@ class Rpc:
             order_by="asc",
         )
 
+    async def abci_query(self, path: str, data: bytes, height: int = 0) -> bytes:
+        return await self.call(
+            "abci_query", path=path, data=data.hex(), height=str(height), prove=False
+        )
+
     @property
     def websocket_url(self) -> str:
         scheme, _, rest = self.url.partition("://")

@@ -219,6 +219,15 @@ class Store(Service):
                     events=events,
                 )
 
+    async def block_at(self, network: str, chain_id: str, time_us: int) -> tuple[int, str] | None:
+        """Height and time of the first stored block at or after ``time_us``; None if none is."""
+        chain = await self.chain(network, chain_id)
+        b = schema.blocks.c
+        query = select(b.height, b.time).where(b.chain == chain, b.time_us >= time_us)
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(query.order_by(b.time_us).limit(1))).first()
+        return (row.height, row.time) if row is not None else None
+
     async def chains(self) -> list[tuple[str, str]]:
         """Every (network, chain id) there is something of."""
         async with self.engine.connect() as connection:

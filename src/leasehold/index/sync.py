@@ -257,3 +257,16 @@ def _unexpected(call: str, got: str) -> LeaseholdError:
     return LeaseholdError(
         "unexpected_response", f"the worker answered {call} with {got}", kind=Kind.UNAVAILABLE
     )
+
+
+def incomplete(result: Synced | None, error: str = "") -> LeaseholdError:
+    """The refusal of whoever needed all of a range."""
+    gaps = result.missing if result is not None else []
+    spoken = error or ("; ".join(result.errors) if result is not None else "")
+    return LeaseholdError(
+        "range_incomplete",
+        f"not all heights could be fetched: {spoken or 'no reason given'}",
+        kind=Kind.UNAVAILABLE,
+        got=gaps[:20],
+        retry_after=5.0,
+    )

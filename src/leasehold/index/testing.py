@@ -64,6 +64,8 @@ class FakeNode(Service):
         self.broken: set[int] = set()
         self.muted = False
         self.calls: dict[str, int] = {}
+        self.queries: Callable[[str, bytes, int], bytes | None] = lambda path, data, height: None
+        """What ``abci_query`` answers: path, data and height to the value; None refuses."""
         self._answers: list[tuple[bytes, bytes, bytes]] = []
         self._found: dict[str, dict[str, Any]] = {}
         self._sockets: set[Callable[[bytes], Awaitable[None]]] = set()
@@ -198,6 +200,16 @@ class FakeNode(Service):
                 return _refusal(id_, f"height {height} is not available")
             block, results, _ = self._answers[height - self.first]
             return _envelope(id_, block if method == "block" else results)
+        if method == "abci_query":
+            height = int(params.get("height") or 0)
+            value = self.queries(params["path"], bytes.fromhex(params["data"]), height)
+            response = {
+                "code": int(value is None),
+                "log": "nothing there" if value is None else "",
+                "value": base64.b64encode(value or b"").decode() or None,
+                "height": str(height or self.head),
+            }
+            return _envelope(id_, msgspec.json.encode({"response": response}))
         if method == "tx_search":
             hash_ = params["query"].partition("'")[2].rstrip("'")
             found = [self._found[hash_]] if hash_ in self._found else []

@@ -203,6 +203,46 @@ class HeightRange(msgspec.Struct, omit_defaults=True, rename="pascal"):
     format: str = ""
 
 
+class HeightAccount(msgspec.Struct, omit_defaults=True, rename="pascal"):
+    """The payload of ``GetReward``, ``GetAccountBalance`` and ``GetAccountDelegations``."""
+
+    epoch: str = ""
+    height: int = 0
+    account: str = ""
+    chain_id: str = msgspec.field(default="", name="ChainID")
+    network: str = ""
+
+
+class Reward(msgspec.Struct):
+    """Staking rewards that an account could withdraw at a height."""
+
+    height: int
+    rewards: list[Amount] = []
+
+
+class AccountBalance(msgspec.Struct):
+    """What an account has at a height."""
+
+    height: int
+    balances: list[Amount] = []
+
+
+class Delegation(msgspec.Struct, frozen=True, gc=False):
+    """``shares`` are the validator's, ``balance`` what they are worth."""
+
+    delegator: str
+    validator: str
+    shares: Amount
+    balance: Amount
+
+
+class AccountDelegations(msgspec.Struct):
+    """What an account has delegated at a height."""
+
+    height: int
+    delegations: list[Delegation] = []
+
+
 class LatestData(msgspec.Struct, omit_defaults=True):
     """What is known so far, or how far one came; ``GetLatestMark`` and ``last_data``."""
 
