@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from leasehold.cli.state import running, state_folder
-from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError, Violation
 
 TIMEOUT = httpx.Timeout(10.0, read=130.0)
 """Seconds; a manifest PUT may take 120."""
@@ -19,15 +19,21 @@ _KINDS = {kind.http: kind for kind in reversed(Kind)}
 
 
 class Api:
-    """Requests to one gateway. Refusals come back as LeaseholdError, as the gateway said them."""
+    """Requests to one gateway. Refusals come back as LeaseholdError, as the gateway said them.
 
-    def __init__(self, url: str, token: str) -> None:
+    ``token`` may be a function: it is asked for each request, since a tenant's tokens expire.
+    """
+
+    def __init__(self, url: str, token: str | Callable[[], str]) -> None:
         self.url = url
+        self.token: Callable[[], str] = (lambda: token) if isinstance(token, str) else token
         self._client = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-            timeout=TIMEOUT,
+            base_url=url, headers={"Accept": "application/json"}, timeout=TIMEOUT, auth=self._sign
         )
+
+    def _sign(self, request: httpx.Request) -> httpx.Request:
+        request.headers["Authorization"] = f"Bearer {self.token()}"
+        return request
 
     def get(self, path: str, **params: Any) -> Any:
         return self.request("GET", path, params={k: v for k, v in params.items() if v is not None})
@@ -92,19 +98,34 @@ def operator(state: Path | None = None) -> Iterator[Api]:
 
 
 def _refusal(response: httpx.Response) -> LeaseholdError:
-    kind = _KINDS.get(response.status_code, Kind.INTERNAL)
     try:
         body = response.json()
-        body = body.get("error", body)
-        message = str(body["message"])
-    except (ValueError, KeyError, AttributeError, TypeError):
-        body, message = {}, response.text.strip() or f"HTTP {response.status_code}"
+    except ValueError:
+        body = {}
+    return refusal(response.status_code, body, response.text.strip())
+
+
+def refusal(status: int, body: Any, text: str) -> LeaseholdError:
+    """The error an answer with this status and JSON body stands for; ``text`` if it says none."""
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        body = body["error"]
+    if not isinstance(body, dict) or "message" not in body:
+        body = {"message": text or f"HTTP {status}"}
+    violations = [
+        Violation(
+            str(v.get("code", "")), str(v.get("message", "")), path=str(v.get("path", "")),
+            expected=v.get("expected"), got=v.get("got"),
+        )
+        for v in body.get("violations") or ()
+        if isinstance(v, dict)
+    ]  # fmt: skip
     return LeaseholdError(
-        str(body.get("code", f"http_{response.status_code}")),
-        message,
-        kind=kind,
+        str(body.get("code", f"http_{status}")),
+        str(body["message"]),
+        kind=_KINDS.get(status, Kind.INTERNAL),
         path=str(body.get("path", "")),
         expected=body.get("expected"),
         got=body.get("got"),
         retry_after=body.get("retry_after"),
+        violations=violations,
     )

@@ -59,8 +59,9 @@ def show(
     as_json: bool = JSON,
 ) -> None:
     """Show a deployment with its groups, orders, bids, leases and funds."""
-    from leasehold.cli.market import Names, ask, expand, own_id, table, tenant_key
+    from leasehold.cli.market import Names, ask, expand, own_id, tenant_key
     from leasehold.cli.state import print_json
+    from leasehold.cli.tables import table
 
     wanted = own_id(id, tenant_key(account)) if id.isdigit() else expand(id)
 

@@ -102,10 +102,38 @@ def history(
         return
     import datetime as dt
 
-    for entry in kept:
-        at = dt.datetime.fromtimestamp(entry["at"], dt.UTC).isoformat(timespec="seconds")
-        images = ", ".join(f"{name}={image}" for name, image in entry["images"].items())
-        print(f"{'*' if entry['current'] else ' '} {entry['hash'][:12]}  {at}  {images}")
+    from leasehold.cli.market import Names
+    from leasehold.cli.tables import table
+
+    names = Names()
+    rows = [
+        [
+            ("* " if entry["current"] else "  ") + entry["hash"][:12],
+            dt.datetime.fromtimestamp(entry["at"], dt.UTC).isoformat(timespec="seconds"),
+            names.address(entry["sender"]),
+            ", ".join(f"{name}={image}" for name, image in entry["images"].items()),
+            entry["hash"],
+        ]
+        for entry in kept
+    ]
+    table(["  MANIFEST", "ACCEPTED", "SENT BY", "IMAGES", "+HASH"], rows, empty="none accepted")
+
+
+def previous(deployment: str, ledger: str | None, state: Path | None) -> str:
+    """The hash of the manifest before the current one."""
+    side = Side(deployment, ledger, state)
+    with side.providers() as apis:
+        kept = [entry for api in apis for entry in api.get(f"/deployment/{side.dseq}/manifests")]
+    now = {entry["hash"] for entry in kept if entry["current"]}
+    for entry in sorted(kept, key=lambda e: e["at"], reverse=True):
+        if entry["hash"] not in now:
+            return str(entry["hash"])
+    raise LeaseholdError(
+        "no_earlier_manifest",
+        f"{deployment} has no manifest to go back to: only the current one was ever accepted",
+        kind=Kind.NOT_FOUND,
+        got=deployment,
+    )
 
 
 @app.command()

@@ -102,21 +102,6 @@ class Names:
         return "/".join(self.address(part) for part in id.split("/"))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> None:
-    """Print rows under their headings, or say that there are none."""
-    if not rows:
-        print(empty)
-        return
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [
-        max(len(column), *(len(row[at]) for row in cells)) for at, column in enumerate(columns)
-    ]
-    for row in [list(columns), *cells]:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
 def listed(
     kind: str,
     filter: Mapping[str, Any],
@@ -129,6 +114,7 @@ def listed(
 ) -> None:
     """List objects of a table of the ledger."""
     from leasehold.cli.state import print_json
+    from leasehold.cli.tables import table
 
     wanted = {name: value for name, value in filter.items() if value not in (None, "")}
 

@@ -48,8 +48,9 @@ def show(
     as_json: bool = JSON,
 ) -> None:
     """Show what an order asks for, and who bid on it."""
-    from leasehold.cli.market import Names, ask, expand, table
+    from leasehold.cli.market import Names, ask, expand
     from leasehold.cli.state import print_json
+    from leasehold.cli.tables import table
     from leasehold.market.ledger import money
     from leasehold.model.market import OrderId
 

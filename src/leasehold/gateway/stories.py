@@ -43,6 +43,7 @@ class Listed(msgspec.Struct, frozen=True):
     at: float
     uris: list[str] = []
     unmet: str = ""
+    services: list[str] = []
 
 
 class Leases:
@@ -63,7 +64,7 @@ class Leases:
                 at = story.steps[-1].at
                 known = (
                     head.id,
-                    Listed(entity.id, story.state, at, story.uris, story.unmet),
+                    Listed(entity.id, story.state, at, story.uris, story.unmet, story.services),
                 )
             self._known[entity.id] = known
             out.append(known[1])
@@ -73,15 +74,15 @@ class Leases:
 
     async def story(self, lease: LeaseId, after: int, wait: float, clock: Clock) -> Timeline:
         """The timeline, as soon as it has more than ``after`` steps or ``wait`` seconds passed."""
+        # Where to watch from is noted before reading, so that nothing falls between the two.
+        entity = Entity("lease", str(lease))
+        head = await self.log.head(entity)
         found = await timeline(self.log, lease)
         if len(found.steps) > after or not wait:
             return found
         try:
             async with clock.timeout(wait):
-                tail = (await self.log.head(Entity("lease", str(lease)))) or None
-                stream = self.log.read(
-                    Entity("lease", str(lease)), after=tail.id if tail else None, watch=True
-                )
+                stream = self.log.read(entity, after=head.id if head else None, watch=True)
                 async for event in stream:
                     if not isinstance(event, WillBlock):
                         break

@@ -51,13 +51,15 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Timeline(msgspec.Struct, frozen=True):
-    """``state`` is waiting, running, healthy, unhealthy, failed or closed."""
+    """``state`` is waiting, running, healthy, unhealthy, failed or closed; ``services`` are the
+    names of the newest manifest's."""
 
     lease: str
     state: str
     steps: list[Step]
     unmet: str = ""
     uris: list[str] = []
+    services: list[str] = []
 
 
 async def timeline(log: Log, lease: LeaseId) -> Timeline:
@@ -80,7 +82,7 @@ async def timeline(log: Log, lease: LeaseId) -> Timeline:
         for event in events
     ]
     state, unmet = _state(events)
-    return Timeline(str(lease), state, steps, unmet, _uris(events))
+    return Timeline(str(lease), state, steps, unmet, _uris(events), _services(events))
 
 
 async def _events(log: Log, entity: Entity) -> list[Event]:
@@ -121,11 +123,12 @@ def _state(events: Sequence[Event]) -> tuple[str, str]:
         why = detail.get("message") or detail.get("reason") or ""
         return newest.type.removeprefix("deploy."), str(why)
     since = types[manifest:] if manifest >= 0 else types
-    for type_, _, missing in PATH:
-        where = since if type_.startswith("deploy.") else types
-        if type_ not in where and type_ not in _OPTIONAL:
-            running = "deploy.running" in since
-            return ("running" if running else "waiting"), missing
+    met = [type_ in (since if type_.startswith("deploy.") else types) for type_, _, _ in PATH]
+    # A step that is behind a later one was done, even if its own event was cut off by a crash.
+    furthest = max((index for index, done in enumerate(met) if done), default=-1)
+    for type_, _, missing in PATH[furthest + 1 :]:
+        if type_ not in _OPTIONAL:
+            return ("running" if "deploy.running" in since else "waiting"), missing
     return "healthy", ""
 
 
@@ -135,5 +138,16 @@ def _uris(events: Sequence[Event]) -> list[str]:
             try:
                 return list(event.payload.uris)
             except LeaseholdError:
+                return []
+    return []
+
+
+def _services(events: Sequence[Event]) -> list[str]:
+    """The names of the services of the newest manifest."""
+    for event in reversed(events):
+        if event.type == "manifest.received":
+            try:
+                return [str(s["name"]) for s in event.payload.group.get("services") or ()]
+            except (LeaseholdError, KeyError, TypeError):
                 return []
     return []
