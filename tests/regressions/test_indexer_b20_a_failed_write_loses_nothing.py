@@ -1,7 +1,7 @@
 """B20: rows were acknowledged before they were written, and a failed flush lost them.
 
-Seen failing: with ``_writing`` committing after each statement (SQLite's autocommit, by removing
-the ``begin`` listener), the block stays without its transactions after a failed write.
+Seen failing: with each statement committed by itself (SQLite's autocommit, by removing the listener
+``_begin_writing`` of ``Store``), the block stays without its transactions after a failed write.
 """
 
 from __future__ import annotations
