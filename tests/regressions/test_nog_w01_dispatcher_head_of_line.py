@@ -4,7 +4,7 @@ The model below is the original's dispatcher: one loop takes ready tasks in orde
 slot of each. Five same-server moves pin all ten repo slots (release waits for its workflow,
 acquire waits for release); one more ready repo in front of the workflows and nothing moves again.
 Ours holds no slot while waiting and has a queue for each limit: with ``Context.outside`` made a
-no-op the second test stalls like the model.
+no-op the second test stalls like the model and finds repos that never arrived.
 """
 
 from __future__ import annotations

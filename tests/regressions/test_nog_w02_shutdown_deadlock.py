@@ -1,7 +1,7 @@
 """W2: the original waits for runs with the mutex that a finishing run needs.
 
-Seen by the same test with ``drain_s`` and the cancellation at its end taken out of the engine: the
-run that ignores its time never lets ``shutdown`` return.
+With ``drain_s`` taken out of ``Engine.stop`` the run that ignores its time holds the shutdown until
+the service's own last deadline, twice as long.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The smaller weaknesses, each against the real engine in virtual time.
 
-Each test names its weakness and, where it is not plain, how it fails with the cure undone.
+Each test names its weakness and says how it fails with the cure undone.
 W15 (dead code) has no behaviour to test: there is no cron engine and no unused constant here.
 """
 
@@ -21,7 +21,7 @@ from leasehold.storage.testing import PretendedHost
 
 
 def test_w4_a_restart_reads_only_what_changed() -> None:
-    """With ``RepoActivity.save`` returning None every repo's history is read again."""
+    """With ``RepoActivity.save`` returning None all 200 repos are read and enabled again."""
     clock = VirtualClock()
 
     async def main() -> None:
@@ -41,7 +41,34 @@ def test_w4_a_restart_reads_only_what_changed() -> None:
     clock.run(main)
 
 
-def test_w5_retries_spread_out_and_news_end_the_wait() -> None:
+def test_w5_retries_are_not_a_herd() -> None:
+    """With a fixed wait of 20 s in ``Runs._failed`` all fifty try again at the same moment."""
+    clock = VirtualClock()
+
+    async def main() -> None:
+        host = PretendedHost(MemoryLog(clock), clock, seconds=0.0)
+        host.files.fail["init"] = [LeaseholdError("not_now", "not today")] * 200
+        tried: list[float] = []
+        effect = host.files._effect
+
+        async def noted(name: str, repo: str) -> None:
+            if name == "init":
+                tried.append(clock.monotonic())
+            await effect(name, repo)
+
+        host.files._effect = noted  # type: ignore[method-assign]
+        async with running(host.engine):
+            await host.make(50)
+            await clock.sleep(3600)
+            assert len(host.files.enabled) == 50
+        assert len(set(tried[50:])) > 150
+        assert sorted(tried)[100] - tried[0] < 1.0, "first tries come soon after each other"
+
+    clock.run(main)
+
+
+def test_w5_news_end_the_wait() -> None:
+    """With ``Table.wake`` leaving alone what waits to try again, the repo stays online."""
     clock = VirtualClock()
 
     async def main() -> None:
@@ -71,6 +98,11 @@ def test_w5_retries_spread_out_and_news_end_the_wait() -> None:
 
 
 def test_w6_a_weak_error_is_tried_again_five_times_and_success_starts_over() -> None:
+    """One retry more in ``RepoActivity._handled`` and the last freeze does not end in an error.
+
+    Failures that are not forgotten, neither by ``Runs._run`` nor by a sleep, and the second freeze
+    gives up at its first failure.
+    """
     clock = VirtualClock()
 
     async def main() -> None:
@@ -96,6 +128,9 @@ def test_w6_a_weak_error_is_tried_again_five_times_and_success_starts_over() -> 
 
 
 def test_w7_a_second_error_replaces_the_first_and_is_cut_between_characters() -> None:
+    """``Repos.set_error`` refusing while an error is set, the first one stays for ever; cutting the
+    message by bytes, 60 of the 120 characters are gone.
+    """
     clock = VirtualClock()
 
     async def main() -> None:
@@ -119,6 +154,7 @@ def test_w7_a_second_error_replaces_the_first_and_is_cut_between_characters() ->
 
 
 def test_w12_hundreds_of_freezes_leave_nothing_open() -> None:
+    """With the workflow activities ending asleep instead of done, 300 moves stay in the table."""
     clock = VirtualClock()
 
     async def main() -> None:
@@ -143,6 +179,7 @@ def test_w12_hundreds_of_freezes_leave_nothing_open() -> None:
 
 
 def test_w13_waiting_for_a_release_takes_no_slot() -> None:
+    """With ``Context.outside`` a no-op the ten slots are gone, and the freeze waits for ever."""
     clock = VirtualClock()
 
     async def main() -> None:
@@ -170,6 +207,7 @@ def test_w13_waiting_for_a_release_takes_no_slot() -> None:
 
 
 def test_w14_the_engine_can_be_looked_into() -> None:
+    """Any of these metrics renamed or taken out fails it."""
     clock = VirtualClock()
 
     async def main() -> None:
@@ -191,6 +229,7 @@ def test_w14_the_engine_can_be_looked_into() -> None:
 
 
 async def test_w16_an_append_to_a_closed_log_is_refused_at_once() -> None:
+    """A closed log that goes on as if it were open answers, and nobody ever reads it."""
     log = MemoryLog()
     await log.close()
     with pytest.raises(LeaseholdError) as refused:

@@ -1,6 +1,6 @@
 """W10: a tail that was trimmed away fails for ever. W11: one event that cannot be read stalls all.
 
-For W10 let ``Engine._run_activity`` keep the tail when the log says ``Trimmed``: the activity
+For W10 let ``Runs._activity`` keep the tail when the log says ``Trimmed``: the activity
 retries without end. For W11 let ``RepoInit.settle`` raise at the first failure: the repo behind
 the poisoned one is never made.
 """

@@ -119,7 +119,11 @@ class Service:
         if self._tasks is None or self.state in (State.STOPPING, State.STOPPED):
             coro.close()
             raise not_running(self.name)
-        task = self._tasks.create_task(coro, name=f"{self.name}:{name}")
+        try:
+            task = self._tasks.create_task(coro, name=f"{self.name}:{name}")
+        except RuntimeError:  # a failed or cancelled group takes no more
+            coro.close()
+            raise not_running(self.name) from None
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
         return task

@@ -107,8 +107,12 @@ class Runs:
             task.activity, task.tail = None, task.saved_tail
             self.table.sleep(task)
             return
+        try:
+            run = self.service.spawn(self._run(task, lane), name=f"run {task.name} {task.entity}")
+        except LeaseholdError:  # we are being torn down
+            lane.free += 1
+            return
         task.state = RUNNING
-        run = self.service.spawn(self._run(task, lane), name=f"run {task.name} {task.entity}")
         self.running.add(run)
         run.add_done_callback(self.running.discard)
 
