@@ -7,8 +7,10 @@ Everything listens on free loopback ports and keeps its data below one folder.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -16,7 +18,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ USERS = {
     "controllers": ("system:kube-controller-manager", "system:masters"),
     "scheduler": ("system:kube-scheduler", ""),
 }
-"""Token: user and group."""
+"""User and group by the name they go by here; their tokens are random."""
 
 
 @cache
@@ -50,12 +52,17 @@ def free_port() -> int:
 
 
 class ControlPlane:
-    """``url`` is where it answers; :meth:`kubeconfig` makes a file for a user."""
+    """``url`` is where it answers; :meth:`kubeconfig` makes a file for a user. ``inside`` is put
+    before every command, to run it in other namespaces."""
 
-    def __init__(self, folder: Path, *, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, *, address: str = "127.0.0.1", inside: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
+        self.inside = list(inside)
         self.address = address
         self.port = free_port()
+        self.tokens = {name: secrets.token_hex(16) for name in USERS}
         self.url = f"https://{address}:{self.port}"
         self._etcd = free_port()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -73,7 +80,9 @@ class ControlPlane:
                 serialization.NoEncryption(),
             )
         )
-        rows = [f'{token},{user},{user},"{group}"' for token, (user, group) in USERS.items()]
+        rows = [
+            f'{self.tokens[name]},{user},{user},"{group}"' for name, (user, group) in USERS.items()
+        ]
         (folder / "tokens.csv").write_text("\n".join(rows) + "\n")
         (folder / "quiet.json").write_text("{}")
         peer = free_port()
@@ -140,7 +149,9 @@ class ControlPlane:
 
     def run(self, name: str, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as output:
-            found = subprocess.Popen(command, stdout=output, stderr=output, **options)
+            found = subprocess.Popen(
+                [*self.inside, *command], stdout=output, stderr=output, **options
+            )
         self._running[name] = found
         return found
 
@@ -180,6 +191,7 @@ class ControlPlane:
     def ask(self, path: str, *, data: Any = None, token: str = "admin", method: str = "") -> bytes:
         """The answer to a request of a user."""
         context = ssl._create_unverified_context()
+        token = self.tokens.get(token, token)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         body = json.dumps(data).encode() if data is not None else None
         request = urllib.request.Request(
@@ -189,8 +201,9 @@ class ControlPlane:
             return bytes(answer.read())
 
     def kubeconfig(self, token: str) -> Path:
-        """A file that reaches it with ``token``."""
-        path = self.folder / f"{abs(hash(token))}.kubeconfig"
+        """A file that reaches it with ``token``, or as the user of that name."""
+        token = self.tokens.get(token, token)
+        path = self.folder / f"{hashlib.sha256(token.encode()).hexdigest()[:12]}.kubeconfig"
         made = {
             "apiVersion": "v1",
             "kind": "Config",

@@ -6,14 +6,18 @@ of pods that are not ours are taken off; ours are what the inventory's reservati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 
+from leasehold.core.logs import get_logger
 from leasehold.deploy.inventory import Amounts, Node, offered
 from leasehold.deploy.kubernetes import gpu
 from leasehold.deploy.kubernetes.api import Object
 from leasehold.deploy.kubernetes.cache import labels
 from leasehold.deploy.settings import DeploySettings
+
+log = get_logger(__name__)
 
 SUFFIXES: dict[str, int | Decimal] = {
     "": 1, "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"),
@@ -22,14 +26,16 @@ SUFFIXES: dict[str, int | Decimal] = {
 }  # fmt: skip
 
 
+QUANTITY = re.compile(r"([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)")
+
+
 def quantity(text: str | float) -> Decimal:
-    """A Kubernetes quantity, like ``500m``, ``1Gi``, ``1e3`` or ``2``."""
-    given = str(text).strip()
-    digits = given.rstrip("numkMGTPEi")
-    if not digits:
+    """A Kubernetes quantity, like ``500m``, ``1Gi``, ``1e3`` or ``2``; nothing when it is none."""
+    found = QUANTITY.fullmatch(str(text).strip())
+    if found is None or found[2] not in SUFFIXES:
+        log.warning("quantity.unreadable", text=str(text))
         return Decimal(0)
-    suffix = given[len(digits) :]
-    return Decimal(digits) * SUFFIXES[suffix]
+    return Decimal(found[1]) * SUFFIXES[found[2]]
 
 
 def usable(node: Object) -> bool:

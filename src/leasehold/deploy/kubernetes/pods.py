@@ -82,8 +82,8 @@ def running(pod: Object) -> bool:
 
 def digest(pod: Object) -> str:
     """Of the image it runs, like ``sha256:...``; empty before that is known."""
-    _, at, found = str(container(pod).get("imageID", "")).rpartition("@")
-    return found if at else ""
+    found = str(container(pod).get("imageID", "")).rpartition("@")[2]
+    return found if found.startswith("sha256:") else ""
 
 
 def started_at(pod: Object) -> float:
