@@ -19,6 +19,7 @@ SHAPES = {GOOD: "●", BUSY: "◐", WARN: "▲", BAD: "✕", OFF: "○"}
 TONES = {
     "healthy": GOOD, "running": GOOD, "online": GOOD, "active": GOOD, "open": GOOD, "ready": GOOD,
     "deployed": GOOD, "enabled": GOOD, "up": GOOD, "done": GOOD, "ok": GOOD, "success": GOOD,
+    "armed": GOOD, "current": GOOD,
     "waiting": BUSY, "starting": BUSY, "queued": BUSY, "moving": BUSY, "reclaiming": BUSY,
     "working": BUSY, "retrying": WARN, "settling": BUSY, "reacting": BUSY, "loading": BUSY,
     "unhealthy": WARN, "paused": WARN, "frozen": WARN, "weak": WARN, "parked": WARN,
@@ -110,7 +111,8 @@ def table(
     if not found and none is not None:
         return none
     head = h("tr", [
-        h("th", column, scope="col", class_="number" if at in numbers else None)
+        h("th", column or h("span", "Actions", class_="hidden"), scope="col",
+          class_="number" if at in numbers else None)
         for at, column in enumerate(columns)
     ])  # fmt: skip
     body = [
@@ -127,8 +129,18 @@ def table(
     )  # fmt: skip
 
 
-def meter(name: str, parts: Sequence[tuple[str, float, str]], whole: float, unit: Any) -> Node:
-    """A bar of named parts (name, amount, tone) of a whole, said in words below."""
+def meter(
+    name: str,
+    parts: Sequence[tuple[str, float, str]],
+    whole: float,
+    unit: Callable[[float], str],
+    *,
+    rest: str = "",
+) -> Node:
+    """A bar of named parts (name, amount, tone) of a whole, said in words above it.
+
+    ``rest`` is what the remaining part is called, where it means something.
+    """
     x, bars = 0.0, []
     for label, amount, tone in parts:
         width = 0.0 if whole <= 0 else max(0.0, min(100.0 - x, 100.0 * amount / whole))
@@ -136,11 +148,13 @@ def meter(name: str, parts: Sequence[tuple[str, float, str]], whole: float, unit
                       class_=f"fill-{tone}"))  # fmt: skip
         x += width
     words = ", ".join(f"{unit(amount)} {label}" for label, amount, _ in parts)
-    free = max(0.0, whole - sum(amount for _, amount, _ in parts))
+    if rest:
+        free = max(0.0, whole - sum(amount for _, amount, _ in parts))
+        words = f"{words}, {unit(free)} {rest} of {unit(whole)}"
     return h(
         "div",
         h("div", h("span", name, class_="meter-name"),
-          h("span", f"{words}, {unit(free)} free of {unit(whole)}", class_="soft"),
+          h("span", words, class_="soft"),
           class_="meter-head"),
         h("svg", bars, viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true",
           class_="meter"),

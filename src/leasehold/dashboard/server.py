@@ -44,6 +44,9 @@ def application(api: Path, ledger: str, sessions: Sessions, clock: Clock) -> Fas
     async def page(client: Client) -> None:
         ui.add_head_html(head)
         client.content.classes("frame", remove="nicegui-content")
+        for element in client.page_container.descendants():
+            if element.tag == "q-page":
+                element._props["role"] = "presentation"  # it is a <main> around ours
         root = Element("div")
         root._props["class"] = "root"
         gone = asyncio.Event()

@@ -192,7 +192,7 @@ class Visit:
                 h("div",
                   h("span", who, class_="who", title=self.api.owner or "the operator's token"),
                   parts.button("Theme", lambda: self.script("leasehold.theme()"), kind="quiet",
-                               aria_label="Change between light and dark"),
+                               aria_label="Theme: change between light and dark"),
                   parts.button("Sign out", lambda: self.leave(""), kind="quiet"),
                   class_="account"),
                 key="header", class_="top",

@@ -15,7 +15,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.gateway import streams
 from leasehold.gateway.auth import Authenticator, operator, principal_of, tenant, unauthenticated
 from leasehold.gateway.manifests import Seq
@@ -33,14 +33,23 @@ Asked = Request[Any, Any, Any]
 def routes(manifest: ManifestService, workloads: Workloads) -> Sequence[BaseRouteHandler]:
     """Every route of this area."""
 
-    def output(lease: LeaseId, wanted: list[str], search: str, follow: bool, tail: int) -> Stream:
+    async def output(
+        lease: LeaseId, wanted: list[str], search: str, follow: bool, tail: int
+    ) -> Stream:
+        await manifest.lease(lease)  # NOT_FOUND, before anything is sent
+        found = await workloads.search(lease, wanted, search, tail) if search else []
+
         async def encoded() -> AsyncIterator[bytes]:
-            if search:
-                for line in await workloads.search(lease, wanted, search, tail):
-                    yield msgspec.json.encode(line) + b"\n"
-                return
-            async for line in workloads.logs(lease, wanted, follow=follow, tail=tail):
+            for line in found:
                 yield msgspec.json.encode(line) + b"\n"
+            if search:
+                return
+            try:
+                async for line in workloads.logs(lease, wanted, follow=follow, tail=tail):
+                    yield msgspec.json.encode(line) + b"\n"
+            except LeaseholdError as error:
+                if error.kind is not Kind.NOT_FOUND:  # nothing was written yet
+                    raise
 
         return Stream(encoded(), media_type="application/x-ndjson")
 
@@ -62,7 +71,7 @@ def routes(manifest: ManifestService, workloads: Workloads) -> Sequence[BaseRout
         lease = own_lease(request, dseq, gseq, oseq)
         wanted = [name for name in service.split(",") if name]
         wanted = streams.permitted(principal_of(request), "logs", lease, wanted)
-        return output(lease, wanted, search, follow, tail)
+        return await output(lease, wanted, search, follow, tail)
 
     @get(f"{every}/output", guards=[operator], tags=["operator"], operation_id="anyLeaseOutput")
     async def any_output(
@@ -71,7 +80,7 @@ def routes(manifest: ManifestService, workloads: Workloads) -> Sequence[BaseRout
     ) -> Stream:  # fmt: skip
         """As the tenant's own route, for any lease."""
         wanted = [name for name in service.split(",") if name]
-        return output(any_lease(owner, dseq, gseq, oseq), wanted, search, follow, tail)
+        return await output(any_lease(owner, dseq, gseq, oseq), wanted, search, follow, tail)
 
     async def kept(owner: str, dseq: int, hash: str, *, secrets: bool) -> Response[bytes]:
         found = await manifest.kept(owner, dseq, hash, secrets=secrets)

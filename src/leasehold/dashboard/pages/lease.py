@@ -197,7 +197,7 @@ class Lease(Page):
             )  # fmt: skip
         return [
             parts.tiles(
-                ("Order to healthy", answered, "as the log says"),
+                ("Order to first answer", answered, "until it was healthy"),
                 ("Events", len(steps), f"since {text.full(steps[0]['at'])}"),
                 *self._funds(),
             ),
@@ -205,11 +205,12 @@ class Lease(Page):
         ]
 
     def _funds(self) -> list[tuple[str, Any, str]]:
-        balance = self.escrow.get("balance") or self.escrow.get("funds")
-        if balance is None:
+        if not self.escrow:
             return []
-        left = self.escrow.get("blocks_left", self.escrow.get("blocks"))
-        return [("Funds", str(balance), f"last {left} blocks" if left is not None else "escrow")]
+        funds = f"{text.number(float(self.escrow['funds']))} {self.escrow['denom']}"
+        left = text.duration(1000 * self.escrow["ticks_left"] * self.escrow["period_s"])
+        spent = f"last {left}" if self.escrow["state"] == "open" else self.escrow["state"]
+        return [("Funds", funds, spent)]
 
     def _services_view(self) -> list[Node | None]:
         if not self.has("services"):

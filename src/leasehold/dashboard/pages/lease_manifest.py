@@ -32,6 +32,7 @@ class Manifests:
         self.content: dict[str, str] = {}
         self.old = ""
         self.new = ""
+        self.picked = False
         self.back = ""
 
     async def load(self) -> None:
@@ -45,9 +46,9 @@ class Manifests:
                 raise
             self.versions = []
         hashes = [version["hash"] for version in self.versions]
-        if self.new not in hashes:
+        if not self.picked or self.new not in hashes:
             self.new = hashes[0] if hashes else ""
-        if self.old not in hashes:
+        if not self.picked or self.old not in hashes:
             self.old = hashes[1] if len(hashes) > 1 else ""
         await self._fetch()
 
@@ -61,11 +62,11 @@ class Manifests:
             ).decode()
 
     async def pick_old(self, hash: str) -> None:
-        self.old = hash
+        self.old, self.picked = hash, True
         await self._fetch()
 
     async def pick_new(self, hash: str) -> None:
-        self.new = hash
+        self.new, self.picked = hash, True
         await self._fetch()
 
     def ask(self, hash: str) -> None:
@@ -108,7 +109,7 @@ class Manifests:
                     ", ".join(f"{name}: {image}" for name, image in version["images"].items()),
                     "–" if version["current"]
                     else parts.button("Roll back …", partial(self.ask, version["hash"]),
-                                      aria_label=f"Roll back to {version['hash'][:12]}")
+                                      aria_label=f"Roll back … to {version['hash'][:12]}")
                     if can
                     else parts.command(f"leasehold manifest rollback {version['hash'][:12]} "
                                        f"{self.page.lease.dseq}"),
@@ -116,8 +117,8 @@ class Manifests:
             )
             for version in self.versions
         ]  # fmt: skip
-        return parts.table("Accepted manifests, newest first",
-                           ("Hash", "", "Accepted (UTC)", "Images", "Way back"), rows)  # fmt: skip
+        columns = ("Hash", "State", "Accepted (UTC)", "Images", "Way back")
+        return parts.table("Accepted manifests, newest first", columns, rows)
 
     def _confirm(self) -> Node | None:
         if not self.back:

@@ -94,7 +94,7 @@ class NodePage(Page):
                             h("div", parts.button("Runs", partial(self.choose, s["id"], True),
                                                   aria_label=f"Runs of {s['name']}"),
                               parts.button("Run now", partial(self.run, s["id"]),
-                                           aria_label=f"Run {s['name']} now"), class_="row")])
+                                           aria_label=f"Run now: {s['name']}"), class_="row")])
                  for s in self.spells],
                 none=parts.empty("No spell is installed."))),
             self._spell() if self.chosen and self.is_spell and self.detail else None,

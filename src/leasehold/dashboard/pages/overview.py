@@ -140,6 +140,7 @@ class Overview(leases.LeaseList):
                     [("leased", leased, "busy"), ("promised to bids", pending, "warn")],
                     whole,
                     unit,
+                    rest="free",
                 )
             )
         return lines

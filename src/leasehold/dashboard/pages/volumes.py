@@ -104,6 +104,8 @@ class Volumes(Page):
     def _row(self, volume: dict[str, Any]) -> list[Any]:
         name = volume["path"].rpartition("/")[2]
         owner, _, rest = volume["path"].removeprefix("leases/").partition("/")
+        place = f"{text.address(owner)}/{rest.rpartition('/')[0]}"
+        named = f"{name} of {place}"
         actions: list[Node] = []
         if self.api.is_operator:
             change = {"online": "freeze", "frozen": "unfreeze", "archived": "unarchive"}
@@ -111,18 +113,18 @@ class Volumes(Page):
             actions = [
                 parts.button("History", lambda: self.choose(volume["id"]),
                              aria_expanded="true" if self.chosen == volume["id"] else "false",
-                             aria_label=f"History of {name}"),
+                             aria_label=f"History of {named}"),
                 parts.button(f"{what.capitalize()} …", lambda: self.ask(what, volume["id"]),
-                             aria_label=f"{what.capitalize()} {name}")
+                             aria_label=f"{what.capitalize()} … {named}")
                 if what else h("span"),
             ]  # fmt: skip
         elif volume["tier"] == "frozen":
             actions = [parts.button("Delete …", lambda: self.ask("purge", volume["id"]),
-                                    kind="danger", aria_label=f"Delete {name}")]  # fmt: skip
+                                    kind="danger", aria_label=f"Delete … {named}")]  # fmt: skip
         word = volume["busy"] or volume["tier"]
         return [
             h("div", h("strong", name),
-              h("div", f"{text.address(owner)}/{rest.rpartition('/')[0]} on {volume['host']}",
+              h("div", f"{place} on {volume['host']}",
                 class_="soft"), title=volume["path"]),
             h("div", parts.state(word, "" if not volume["error"] else parts.BAD),
               self._progress(volume),
@@ -173,7 +175,7 @@ class Volumes(Page):
                    parts.button("Changes since", partial(self.compare, entry["commit"]),
                                 aria_label=f"Changes since {entry['commit'][:12]}"),
                    parts.button("Restore …", partial(self.ask, "restore", entry["commit"]),
-                                aria_label=f"Restore {entry['commit'][:12]}"),
+                                aria_label=f"Restore … {entry['commit'][:12]}"),
                    class_="row")],
             )
             for entry in self.history
