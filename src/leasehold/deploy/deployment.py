@@ -117,7 +117,7 @@ class Deployment:
             if self.applied is None:
                 self.applied = await self.driver.adopt(self.lease, self.history)
                 if self.applied is not None:
-                    self.health.healthy = self.history.healthy
+                    self.health.healthy = self.health.told = self.history.healthy
             if self.applied is not None and self.applied.workload.hash == workload.hash:
                 outcome = Input.DEPLOYED
             else:
@@ -157,7 +157,7 @@ class Deployment:
             if error.kind not in PASSING or error.code in self.driver.late:
                 if error.code in self.driver.late and self.applied is None:
                     # It stays, answers or not: the monitor takes over and says what it sees.
-                    self.health.healthy = False
+                    self.health.healthy = self.health.told = False
                     await self._say_failed(workload, error)
                     return Applied(workload, rollout.revisions, rollout.digests)
                 raise error
@@ -192,7 +192,7 @@ class Deployment:
         hash = self.applied.workload.hash
         if not (self.history.healthy and self.history.hash == hash):
             await self.emit(WorkloadHealthy(id=self.lease, hash=hash))
-        self.health.healthy = self.history.healthy = True
+        self.health.healthy = self.health.told = self.history.healthy = True
         self.history.hash = hash
         self.history.failed = ("", "")
 

@@ -56,9 +56,10 @@ class History:
 
 @dataclass
 class Health:
-    """``healthy`` is None while unknown. ``checked_at`` is monotonic seconds."""
+    """``healthy`` is None while unknown; ``told`` is the last verdict that stands on the log."""
 
     healthy: bool | None = None
+    told: bool | None = None
     reason: str = ""
     unhealthy_checks: int = 0
     attempts_left: int = 0

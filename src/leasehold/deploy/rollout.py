@@ -104,6 +104,9 @@ class Rollout:
         keeping = {s.name for s in self.workload.services if stateful(s)}
         first = {(r.service, r.number): r for r in obsolete if r.service in keeping}
         started: list[Replica] = []
+        for key in wanted:
+            if key in running:
+                await self._say_started(running[key])
         try:
             for replica in first.values():
                 await self.parts.runtime.remove_replica(
@@ -227,15 +230,19 @@ class Rollout:
     async def _start(self, order: Order, started: list[Replica]) -> None:
         replica = await self.parts.runtime.start_replica(order)
         started.append(replica)
+        await self._say_started(replica)
+
+    async def _say_started(self, replica: Replica) -> None:
+        """Once for each start, also when the provider was killed before it could say so."""
         await self.emit(
             ServiceStarted(
-                id=order.lease,
-                service=order.service.name,
-                replica=order.number,
-                key=order.key,
-                hash=order.hash,
+                id=self.workload.lease,
+                service=replica.service,
+                replica=replica.number,
+                key=replica.key,
+                hash=self.workload.hash,
             ),
-            key=f"started/{order.key}/{replica.started_at}",
+            key=f"started/{replica.key}/{replica.started_at}",
         )
 
     async def _until_answering(

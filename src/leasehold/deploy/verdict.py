@@ -44,8 +44,6 @@ class Verdicts:
         self.rng = rng
         self.market = market
         self.health.attempts_left = settings.monitor_attempts
-        self._said = health.healthy
-        """The last verdict that was not unknown: what was told last, so that nothing is untold."""
 
     def wait(self) -> float:
         """Seconds until the next look."""
@@ -60,21 +58,21 @@ class Verdicts:
         self.health.healthy, self.health.reason = None, why
 
     async def healthy(self) -> None:
-        said, self._said = self._said, True
+        told, self.health.told = self.health.told, True
         self.health.healthy, self.health.reason = True, ""
         self.health.unhealthy_checks = 0
         self.health.attempts_left = self.settings.monitor_attempts
-        if said is False:
+        if not told:
             await self.emit(self._event(WorkloadHealthy))
 
     async def unhealthy(self, reason: str) -> None:
-        said, self._said = self._said, False
+        told, self.health.told = self.health.told, False
         self.health.healthy, self.health.reason = False, reason
         self.health.unhealthy_checks += 1
         self.health.attempts_left = max(
             0, self.settings.monitor_attempts - self.health.unhealthy_checks
         )
-        if said is not False:
+        if told is not False:
             workload = self.applied.workload
             await self.emit(WorkloadUnhealthy(id=workload.lease, hash=workload.hash, reason=reason))
         if self.health.unhealthy_checks > self.settings.monitor_attempts:

@@ -216,6 +216,27 @@ def test_adoption_asks_nobody_and_starts_nothing(virtual: VirtualClock) -> None:
     virtual.run(main)
 
 
+def test_what_a_killed_provider_could_not_say_is_said_by_the_next(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        first = Bench(virtual)
+        async with first.running() as deployment:
+            deployment.want(workload("h1"))
+            await first.until(lambda: "WorkloadHealthy" in first.kinds())
+        assert first.deployment.applied is not None
+        second = Bench(virtual)
+        second.runtime.running = first.runtime.running
+        second.history.hash = "h1"
+        second.history.revisions = first.deployment.applied.revisions
+        second.history.workload = workload("h1")
+        async with second.running() as deployment:
+            deployment.want(workload("h1"))
+            await second.clock.sleep(600)
+        assert second.runtime.starts == 0
+        assert second.kinds() == ["WorkloadHealthy"], "it was running, and never said to be healthy"
+
+    virtual.run(main)
+
+
 def test_unhealthy_is_said_once_and_the_lease_given_up_in_the_end(virtual: VirtualClock) -> None:
     async def main() -> None:
         bench = Bench(virtual)
