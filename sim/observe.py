@@ -2,8 +2,9 @@
 
 Signals are dropped, repeated, delayed and reordered, their stream breaks, appends fail before or
 after they were committed, and the process is stopped and started at random moments while repos are
-made, frozen, thawed and moved. At the end every repo must be where its history says, served once,
-with nothing half done. Everything comes from the seed, so a failure can be run again::
+made, frozen, thawed and moved and their histories trimmed. At the end every repo must be where its
+history says, served once, with nothing half done. Everything comes from the seed, so a failure can
+be run again::
 
     python -m sim observe --seed 7 --runs 20
     python -m sim observe --entities 1000000     # one activity each, lossy signals
@@ -27,6 +28,10 @@ from leasehold.events.memory import MemoryLog
 from leasehold.observe.activity import Activity
 from leasehold.observe.engine import Engine
 from leasehold.storage.testing import PretendedHost
+from leasehold.storage.trimming import Policy
+
+TRIM = Policy(events=15, keep_s=30.0)
+"""Histories are cut short all the time."""
 
 
 class FaultyLog(MemoryLog):
@@ -73,7 +78,7 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
     """One history; raises AssertionError with what is wrong at the end."""
     clock = VirtualClock()
     rng = random.Random(seed)
-    counts = {"restarts": 0, "actions": 0, "refused": 0}
+    counts = {"restarts": 0, "actions": 0, "refused": 0, "trimmed": 0}
 
     async def act(host: PretendedHost, ids: list[str], n: int) -> None:
         repo = rng.choice(ids)
@@ -94,7 +99,11 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
         ids: list[str] = []
         for round_ in range(6):
             host = PretendedHost(
-                log, clock, Engine(log, clock, rng=rng), seconds=rng.choice([0.0, 0.01, 1.0])
+                log,
+                clock,
+                Engine(log, clock, rng=rng),
+                seconds=rng.choice([0.0, 0.01, 1.0]),
+                trim=TRIM,
             )
             async with running(host.engine):
                 while len(ids) < repos:
@@ -108,7 +117,7 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
                     await clock.sleep(rng.expovariate(2.0))
             counts["restarts"] += 1
         log.faults = 0.0
-        host = PretendedHost(log, clock, Engine(log, clock, rng=rng))
+        host = PretendedHost(log, clock, Engine(log, clock, rng=rng), trim=TRIM)
         async with running(host.engine):
             await clock.sleep(1000)
             for repo in ids:
@@ -125,6 +134,7 @@ def storage_run(seed: int, repos: int, faults: float) -> dict[str, int]:
                 served = host.files.enabled.get(repo)
                 assert served is not None, f"{repo} is not served"
                 assert served.path == state.path, f"{repo} is served at {served.path}"
+            counts["trimmed"] = sum(event is None for event in log._all)
             for lane in host.engine.table.lanes.values():
                 assert lane.free == lane.slots, f"{lane.name} lost slots"
 
@@ -193,7 +203,7 @@ def main(argv: list[str]) -> None:
     logs.configure("critical")  # what fails on purpose is not worth a line each
     runs = options.runs or (5 if options.quick else 50)
     entities = options.entities or (10_000 if options.quick else 1_000_000)
-    total = {"restarts": 0, "actions": 0, "refused": 0}
+    total = {"restarts": 0, "actions": 0, "refused": 0, "trimmed": 0}
     for seed in range(options.seed, options.seed + runs):
         try:
             counts = storage_run(seed, options.repos, options.faults)

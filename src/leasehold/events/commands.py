@@ -20,7 +20,7 @@ import msgspec
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError
 from leasehold.events.event import Entity, Event, NewEvent, Timer, WillBlock
-from leasehold.events.log import Log, VersionConflict
+from leasehold.events.log import Log, Trimmed, VersionConflict
 
 CONFLICT_RETRIES = 16
 """Decisions taken again before a caller is told that the entity is too busy."""
@@ -128,10 +128,18 @@ class Commands(Generic[S]):
         state, tail = cached if cached is not None else (self._initial(id), None)
         # Taken out while folding: a second caller must not fold into the same object.
         self._cache.pop(id, None)
-        async for event in self.log.read(Entity(self.kind, id), after=tail):
-            if not isinstance(event, WillBlock):
-                state, tail = self._fold(state, event), event.id
+        try:
+            state, tail = await self._read(id, state, tail)
+        except Trimmed:
+            # What we knew is older than what the log still has: begin at its snapshot.
+            state, tail = await self._read(id, self._initial(id), None)
         self._cache[id] = (state, tail)
         if len(self._cache) > CACHED_STATES:
             self._cache.popitem(last=False)
+        return state, tail
+
+    async def _read(self, id: str, state: S, tail: str | None) -> tuple[S, str | None]:
+        async for event in self.log.read(Entity(self.kind, id), after=tail):
+            if not isinstance(event, WillBlock):
+                state, tail = self._fold(state, event), event.id
         return state, tail

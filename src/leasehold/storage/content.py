@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -50,12 +51,19 @@ class ContentStore:
         self.root = root
         self.added_bytes = 0
         self._folders: set[str] = set()
+        self._sweeping = threading.Lock()
 
     def path(self, digest: str) -> Path:
         return self.root / digest[:2] / digest[2:]
 
     def has(self, digest: str) -> bool:
-        return os.path.exists(f"{self.root}/{digest[:2]}/{digest[2:]}")
+        """Whether it is there; if so, no :meth:`sweep` under way takes it any more."""
+        with self._sweeping:
+            try:
+                os.utime(f"{self.root}/{digest[:2]}/{digest[2:]}")
+            except FileNotFoundError:
+                return False
+        return True
 
     def put(self, fd: int, size: int) -> str:
         """Keep what the open file holds; returns its hex digest."""
@@ -158,10 +166,13 @@ class ContentStore:
             if not folder.is_dir():
                 continue
             for entry in os.scandir(folder.path):
-                found = entry.stat()
-                if folder.name + entry.name not in needed and found.st_mtime < older_than:
-                    os.unlink(entry.path)
-                    freed += found.st_size
+                if folder.name + entry.name in needed:
+                    continue
+                with self._sweeping:
+                    found = os.stat(entry.path)
+                    if found.st_mtime < older_than:
+                        os.unlink(entry.path)
+                        freed += found.st_size
         return freed
 
 

@@ -67,6 +67,12 @@ class RegistryObserver:
                     self._loading.pop(fact.repo, None)
             case facts.RepoRemoved():
                 self._loading.pop(fact.repo, None)
+            case facts.RegistrySnapshot():
+                if fact.first:
+                    self._loading.clear()
+                for line in fact.repos:
+                    if self.ours(line.path, line.host):
+                        self._loading[line.repo] = None
 
     def loaded(self) -> None:
         """Begin what the history calls for; doing it again begins nothing twice."""

@@ -44,6 +44,9 @@ class RepoInit(Reconciler):
                 self.moves[fact.repo] = fact
             case facts.RegistryRepoMoved():
                 self.moves.pop(fact.repo, None)
+            case facts.RegistrySnapshot():
+                self.accepted.clear()
+                self.moves.clear()
 
     async def settle(self) -> Outcome:
         failed: list[Exception] = []

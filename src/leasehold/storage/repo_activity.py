@@ -76,6 +76,9 @@ def fold_view(view: View, fact: object) -> None:
             view.action, view.workflow, view.tier = "", "", fact.tier
         case facts.RepoDeleted():
             view.deleted = True
+        case facts.RepoSnapshot():
+            view.wants_shadow = view.has_shadow = True
+            view.has_error, view.host, view.tier = bool(fact.error), fact.host, fact.tier
 
 
 class Keeper:

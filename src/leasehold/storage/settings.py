@@ -28,6 +28,26 @@ class StorageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float,
         msgspec.Meta(ge=0, description="Seconds between scheduled snapshots; 0 takes none."),
     ] = 0.0
+    sweep_every_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            description="Seconds between sweeps that delete contents no snapshot needs any more; "
+            "0 never sweeps.",
+        ),
+    ] = 86400.0
+    trim_events: Annotated[
+        int,
+        msgspec.Meta(
+            ge=10, description="Events of a volume or registry after which its state is written."
+        ),
+    ] = 1000
+    trim_keep_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, description="Seconds the events before a written state are kept after it."
+        ),
+    ] = 30 * 86400.0
     keep_free_bytes: Annotated[
         int,
         msgspec.Meta(

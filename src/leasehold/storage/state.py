@@ -52,6 +52,13 @@ def fold_registry(state: RegistryState, event: Event) -> RegistryState:
             state.repos.pop(fact.repo, None)
             if state.by_path.get(fact.path) == fact.repo:
                 del state.by_path[fact.path]
+        case facts.RegistrySnapshot():
+            if fact.first:
+                state.repos, state.by_path, state.incarnations = {}, {}, {}
+            for line in fact.repos:
+                state.repos[line.repo] = Listed(line.path, line.host, added=True)
+                state.by_path[line.path] = line.repo
+            state.incarnations.update(fact.incarnations)
     return state
 
 
@@ -142,6 +149,9 @@ def fold_repo(state: RepoState, event: Event) -> RepoState:
             _change_tier(state, fact, event.at)
         case facts.RepoDeleted():
             state.deleted = True
+        case facts.RepoSnapshot():
+            for name in fact.__struct_fields__:
+                setattr(state, name, getattr(fact, name))
     return state
 
 

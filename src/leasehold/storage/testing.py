@@ -12,6 +12,7 @@ from leasehold.observe.engine import Engine
 from leasehold.storage.commands import Repos
 from leasehold.storage.errors import Strong
 from leasehold.storage.ports import RepoInfo
+from leasehold.storage.trimming import Policy
 from leasehold.storage.wiring import register
 
 
@@ -107,6 +108,7 @@ class PretendedHost:
         host: str = "local",
         prefixes: tuple[str, ...] = ("",),
         seconds: float = 0.01,
+        trim: Policy | None = None,
     ) -> None:
         self.log = log
         self.clock = clock
@@ -123,6 +125,7 @@ class PretendedHost:
             self.files,
             remove=self._remove,
             may_release=lambda _: self.may_release,
+            trim=trim,
         )
 
     async def _remove(self, repo: str) -> None:

@@ -31,6 +31,7 @@ from leasehold.storage.paths import is_below, volume_path
 from leasehold.storage.settings import StorageSettings
 from leasehold.storage.shadow import Author, Shadow
 from leasehold.storage.state import RepoState
+from leasehold.storage.trimming import Policy
 from leasehold.storage.wiring import register
 
 PRESSURE_EVERY = 30.0
@@ -84,6 +85,7 @@ class Volumes(Service):
             self.storage,
             remove=self._remove,
             may_release=self._unused,
+            trim=Policy(self.settings.trim_events, self.settings.trim_keep_s),
         )
 
     def _ask(self, repo: str) -> None:
@@ -106,6 +108,8 @@ class Volumes(Service):
         self.spawn(self._yield_under_pressure(), name="pressure")
         if self.settings.snapshot_every_s:
             self.spawn(self._snapshot_regularly(), name="snapshots")
+        if self.settings.sweep_every_s:
+            self.spawn(self._sweep_regularly(), name="sweep")
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -154,6 +158,8 @@ class Volumes(Service):
                             kind=Kind.CONFLICT,
                             path=state.path,
                         )
+                    if state.deleted:
+                        break  # its place is free again in a moment
                     if not state.shadow_path or state.busy:
                         continue
                     if state.tier != "online":
@@ -300,6 +306,15 @@ class Volumes(Service):
                         await self.storage.snapshot(repo, SYSTEM, "scheduled")
                 except (LeaseholdError, Marked) as error:
                     log.warning("volume.not_snapshotted", repo=repo, error=str(error))
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            await self.clock.sleep(self.settings.sweep_every_s)
+            try:
+                freed = await self.sweep()
+                log.info("volumes.swept", bytes=freed)
+            except (LeaseholdError, OSError) as error:
+                log.warning("volumes.not_swept", error=str(error))
 
     async def sweep(self) -> int:
         """Delete contents no snapshot needs any more; returns the bytes freed."""

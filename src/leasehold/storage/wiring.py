@@ -17,6 +17,7 @@ from leasehold.storage.replicate import (
     Retention,
 )
 from leasehold.storage.repo_activity import Keeper, RepoActivity
+from leasehold.storage.trimming import Policy, RegistryTrimming, RepoTrimming
 
 
 def register(
@@ -29,6 +30,7 @@ def register(
     *,
     remove: Callable[[str], object],
     may_release: Callable[[str], bool],
+    trim: Policy | None = None,
 ) -> RegistryObserver:
     """Register everything; call it before the engine starts.
 
@@ -49,4 +51,7 @@ def register(
     engine.register(lambda c: ReleaseActivity(c, repos), kind=ReleaseActivity, every=False)
     engine.register(lambda c: AcquireActivity(c, initializer), kind=AcquireActivity, every=False)
     engine.register(lambda c: Retention(c, repos), kind=Retention)
+    policy = trim or Policy()
+    engine.register(lambda c: RegistryTrimming(c, repos, policy), kind=RegistryTrimming)
+    engine.register(lambda c: RepoTrimming(c, repos, policy), kind=RepoTrimming)
     return observer

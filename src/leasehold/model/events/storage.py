@@ -77,6 +77,24 @@ class RepoRemoved(_Fact, frozen=True):
     path: str
 
 
+class RegistryLine(msgspec.Struct, frozen=True, kw_only=True):
+    repo: str
+    path: str
+    host: str
+
+
+@payload("registry.snapshot")
+class RegistrySnapshot(_Fact, frozen=True):
+    """All of the registry, in one or more parts of one append, taken while nothing is under way.
+
+    ``first`` is the part that begins anew; what was before may have been trimmed.
+    """
+
+    first: bool
+    repos: list[RegistryLine]
+    incarnations: dict[str, int]
+
+
 # -- repo --------------------------------------------------------------------------------------
 
 
@@ -204,6 +222,33 @@ class RepoDeleted(_Fact, frozen=True):
 
     reason: str
     bytes: int = 0
+
+
+@payload("repo.snapshot")
+class RepoSnapshot(_Fact, frozen=True):
+    """All that is known of the repo, taken while nothing is under way; see ``RepoState``."""
+
+    registry: str
+    path: str
+    host: str
+    size_bytes: int
+    uid: int
+    gid: int
+    mode: int
+    host_path: str
+    shadow_path: str
+    gitlab_url: str
+    error: str
+    last_move: str
+    tier: str
+    failed: bool
+    keep_until: float
+    frozen_at: float
+    commit: str
+    archive: str
+    archive_sha256: str
+    bytes: int
+    files: int
 
 
 # -- workflow ----------------------------------------------------------------------------------
