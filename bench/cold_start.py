@@ -2,8 +2,8 @@
 
 Twenty nodes, each a process, on loopback, all asked at once; the registry is Debian's
 docker-registry behind a proxy that counts bytes and passes on a fixed rate in all. The baseline is
-one node pulling alone at that rate; two nodes pulling alone are measured as well, and twenty are
-*scaled* from them, not measured: at a fixed rate they share it. Nothing is unpacked.
+one node pulling alone at that rate. What twenty nodes without one another would take is *scaled*
+from that, not measured: at a fixed rate they share it. Nothing is unpacked.
 
 Besides: the image in one and in four layers, an upgrade that shares all layers but one, the node
 that reads from the registry killed half-way, and a tenth of the nodes refusing connections.
@@ -14,18 +14,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import random
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import harness
 from bench._cold_node import keys_of
-from bench.mirror import docker_registry, free_port
+from bench.mirror import docker_registry
 from leasehold.images import build
 from leasehold.model.digest import Digest
 
@@ -112,14 +115,15 @@ class Fleet:
 
     async def __aenter__(self) -> Fleet:
         members = []
+        ports = free_ports()
         for name in self.names:
             peer = str(keys_of(name).peer_id)
             members.append(
                 {
                     "node": name,
                     "peer_id": peer,
-                    "addresses": [f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{peer}"],
-                    "transfer": f"127.0.0.1:{free_port()}",
+                    "addresses": [f"/ip4/127.0.0.1/tcp/{next(ports)}/p2p/{peer}"],
+                    "transfer": f"127.0.0.1:{next(ports)}",
                 }
             )
         self.file = self.folder / "members.json"
@@ -152,6 +156,15 @@ class Fleet:
         process.stdin.write(f"pull {reference}\n".encode())
         line = await process.stdout.readline()
         return json.loads(line) if line else {"node": name, "error": "killed"}
+
+    def cpu(self) -> float:
+        """Seconds of processor time all nodes have used."""
+        ticks = 0
+        for process in self.processes.values():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def kill(self, name: str) -> None:
         self.processes[name].send_signal(signal.SIGKILL)
@@ -266,7 +279,7 @@ class Bench:
         *,
         kill: bool = False,
     ) -> dict[str, Any]:
-        before, began = proxy.bytes, time.time()
+        before, began, worked = proxy.bytes, time.time(), fleet.cpu()
         pulls = [
             asyncio.create_task(fleet.pull(name, f"{fleet.registry}/{reference}")) for name in names
         ]
@@ -293,10 +306,22 @@ class Bench:
             "origin_pullers": sum("origin" in d["sources"] for d in good),
             "node_mib_s_p50": round(harness.median(shares) / MIB, 2),
             "node_share_of_rate": round(harness.median(shares) / self.rate, 3),
+            "cpu_seconds": round(fleet.cpu() - worked, 2),
             "rss_mib_max": round(max(d["rss_mib"] for d in good)),
         }
         say(f"{reference}: {out}")
         return out
+
+
+def free_ports() -> Iterator[int]:
+    """Ports nobody has, below those the kernel gives to connections, so that they stay free."""
+    for port in range(random.randrange(12_000, 28_000), 32_000):
+        try:
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        yield port
 
 
 def first_rank(names: list[str], built: build.Built) -> str:

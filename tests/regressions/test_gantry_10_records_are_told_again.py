@@ -7,6 +7,7 @@ and it comes back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from leasehold.core.clock import VirtualClock
@@ -35,9 +36,14 @@ class Neighbour:
     async def provide(self, key: bytes) -> int:
         if not self.answers:
             raise PeerError("provide_failed", "nobody answers")
-        self.told += 1
         self.records.add(key, US, ())
         return 1
+
+    async def provide_all(self, keys: Sequence[bytes]) -> dict[bytes, int | None]:
+        if not self.answers:
+            return dict.fromkeys(keys)
+        self.told += len(keys)
+        return {key: await self.provide(key) for key in keys}
 
     async def withdraw(self, key: bytes) -> None:
         self.records.remove(key, US)

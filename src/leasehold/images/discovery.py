@@ -1,8 +1,9 @@
 """Records of holders, kept honest: said when content arrives, said again in time, taken back.
 
-``announce`` queues a digest; a few tasks tell the DHT. Everything announced is told again before
-half of a record's validity is over (the original told it once and let it lapse), and withdrawn when
-it is evicted. A store that cannot be asked changes nothing: *unknown* is no reason to withdraw.
+``announce`` queues a digest; a task tells the DHT, many at a time. Everything announced is told
+again before half of a record's validity is over (the original told it once and let it lapse), and
+withdrawn when it is evicted. A store that cannot be asked changes nothing: *unknown* is no reason
+to withdraw.
 
 Health tells how far the DHT is to be believed: the cube root of table coverage, lookup latency and
 a self-test (every minute: provide and find a key of our own), each 1.0 while there is no data.
@@ -30,14 +31,20 @@ from leasehold.p2p.kad.messages import Contact
 from leasehold.p2p.kad.records import VALIDITY
 from leasehold.p2p.multiaddr import Multiaddr
 
-WORKERS = 4
-"""Records told at a time."""
+BATCH = 64
+"""Records told at a time; those for one peer share a stream."""
+
+GATHER = 0.25
+"""Seconds in which what is announced is gathered into one batch."""
 
 MAX_ANNOUNCED = 100_000
 COUNT_MEMO = 60.0
 """Seconds a count of holders is good enough for eviction."""
 
 PROVIDE_SECONDS = 10.0
+FRESH = 60.0
+"""Seconds after which a record that was told is worth telling again."""
+
 REPROVIDE_CHECK = 60.0
 SELF_TEST = 60.0
 TESTS = 10
@@ -136,8 +143,7 @@ class Discovery(Service):
         self.spawn(self._stay_connected(), name="bootstrap")
         self.spawn(self._tell_again(), name="reprovide")
         self.spawn(self._test_self(), name="self-test")
-        for _ in range(WORKERS):
-            self.spawn(self._work(), name="provide")
+        self.spawn(self._work(), name="provide")
 
     # the announcer
 
@@ -222,16 +228,28 @@ class Discovery(Service):
             while not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
-            digest, held = self._queue.popitem(last=False)
+            await self.clock.sleep(GATHER)
+            held: list[Digest] = []
+            gone: list[Digest] = []
+            while self._queue and len(held) + len(gone) < BATCH:
+                digest, here = self._queue.popitem(last=False)
+                if not here:
+                    gone.append(digest)
+                elif self.clock.monotonic() - self._told.get(digest, float("-inf")) > FRESH:
+                    held.append(digest)
             try:
-                async with self.clock.timeout(PROVIDE_SECONDS):
-                    if held:
-                        await self.provide(digest)
-                    else:
+                async with self.clock.timeout(PROVIDE_SECONDS + len(gone)):
+                    for digest in gone:
                         await self.kad.withdraw(key_of(digest))
+                    told = await self.kad.provide_all([key_of(digest) for digest in held])
             except (LeaseholdError, TimeoutError) as error:
-                # It stays among what is to be told again, and is told at the next look.
-                log.info("discovery.provide_failed", digest=digest, error=str(error))
+                # They stay among what is to be told again, and are told at the next look.
+                log.info("discovery.provide_failed", digests=len(held), error=str(error))
+                continue
+            now = self.clock.monotonic()
+            for digest in held:
+                if told[key_of(digest)] is not None and digest in self._told:
+                    self._told[digest] = now
 
     async def _tell_again(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from leasehold.model.digest import Digest
 from leasehold.p2p.errors import PeerError, ProtocolViolation
 from leasehold.p2p.host import Host
 from leasehold.p2p.kad import PROTOCOL
-from leasehold.p2p.kad.dht import Kademlia
+from leasehold.p2p.kad.dht import Kademlia, _framed
 from leasehold.p2p.kad.messages import (
     ADD_PROVIDER,
     GET_PROVIDERS,
@@ -88,7 +88,7 @@ async def test_nobody_speaks_for_others(make_host: MakeHost) -> None:
         message = Message(
             ADD_PROVIDER, key_of(D), providers=(Contact(other, tuple(liar.host.addresses)),)
         )
-        await liar._tell(victim.host.peer_id, PROTOCOL, encode(message))
+        await liar._tell(victim.host.peer_id, PROTOCOL, _framed(encode(message)))
         assert victim.records.get(key_of(D)) == []
 
 

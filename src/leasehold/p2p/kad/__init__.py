@@ -14,7 +14,14 @@ WITHDRAW = "/leasehold/kad-withdraw/1.0.0"
 """Kademlia cannot take a record back. Nodes of ours can: one frame with the key."""
 
 K = 20
-"""Bucket size and copies of a record (libp2p's)."""
+"""Bucket size, and peers in an answer (libp2p's)."""
+
+COPIES = 10
+"""Peers a record is told to: the nearest. libp2p tells twenty; a lookup asks the nearest few first,
+and in a data centre ten do not vanish between two tellings."""
+
+SURE = 3
+"""A lookup is over when so many of the nearest peers it heard of have answered (libp2p's beta)."""
 
 ALPHA = 5
 """Requests of one lookup under way at a time. libp2p has 10; the network here is a data centre."""

@@ -1,16 +1,18 @@
 """Lookups that walk towards a key, and the serving side of the same four messages.
 
 A lookup keeps the nearest peers it has heard of, asks the nearest ones it has not asked yet, a few
-at a time, and ends when the twenty nearest have all answered (or, looking for holders, when enough
-were named). Peers that do not answer are dropped from the walk and soon from the table.
+at a time, and ends when the three nearest have answered (or, looking for holders, when enough were
+named). A thorough one, which fills the table, asks the twenty nearest. Peers that do not answer are
+dropped from the walk and soon from the table. Records of several keys for one peer share a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from leasehold.core import metrics
@@ -21,7 +23,7 @@ from leasehold.p2p import identify, varint
 from leasehold.p2p.connection import Connection
 from leasehold.p2p.errors import PeerError, ProtocolViolation
 from leasehold.p2p.host import Host
-from leasehold.p2p.kad import ALPHA, PROTOCOL, WITHDRAW, K
+from leasehold.p2p.kad import ALPHA, COPIES, PROTOCOL, SURE, WITHDRAW, K
 from leasehold.p2p.kad.messages import (
     ADD_PROVIDER,
     FIND_NODE,
@@ -79,8 +81,8 @@ class _Walk:
                 self.heard[peer] = position(peer) ^ self.target
 
     def nearest(self) -> list[PeerId]:
-        alive = [p for p in self.heard if p not in self.failed]
-        return sorted(alive, key=self.heard.__getitem__)[:K]
+        alive = (p for p in self.heard if p not in self.failed)
+        return heapq.nsmallest(K, alive, key=self.heard.__getitem__)
 
 
 class Kademlia(Service):
@@ -120,7 +122,7 @@ class Kademlia(Service):
             results = await asyncio.gather(*(self._dial(a) for a in batch))
             answered += sum(results)
         if answered:
-            await self.walk(self.host.peer_id)
+            await self._lookup(self.host.peer_id, FIND_NODE, thorough=True)
         return answered
 
     async def _dial(self, address: Multiaddr) -> bool:
@@ -135,8 +137,8 @@ class Kademlia(Service):
         return True
 
     async def walk(self, key: bytes) -> list[PeerId]:
-        """The twenty peers nearest to ``key`` that answer, nearest first (without us)."""
-        return (await self._lookup(key, FIND_NODE, 0))[0]
+        """The twenty peers nearest to ``key``, nearest first (without us and the dead)."""
+        return (await self._lookup(key, FIND_NODE))[0]
 
     async def find(self, key: bytes, limit: int = K) -> list[Contact]:
         """Peers that said they hold ``key``: up to about ``limit``, possibly none."""
@@ -145,7 +147,7 @@ class Kademlia(Service):
         try:
             found = {c.peer: c for c in self.records.get(key)}
             if len(found) < limit:
-                for contact in (await self._lookup(key, GET_PROVIDERS, limit))[1]:
+                for contact in (await self._lookup(key, GET_PROVIDERS, enough=limit))[1]:
                     found.setdefault(contact.peer, contact)
             outcome = "hit" if found else "miss"
             return list(found.values())
@@ -158,30 +160,54 @@ class Kademlia(Service):
 
     async def provide(self, key: bytes) -> int:
         """Tell the peers nearest to ``key`` that we hold it; how many took it."""
-        nearest = await self.walk(key)
-        where = position(key)
-        own = position(self.host.peer_id) ^ where
-        if len(nearest) < K or own < position(nearest[-1]) ^ where:
-            self.records.add(key, self.host.peer_id, tuple(self.host.addresses))
-        us = Contact(self.host.peer_id, tuple(self.host.addresses))
-        message = Message(ADD_PROVIDER, key, providers=(us,))
-        told = await asyncio.gather(*(self._tell(p, PROTOCOL, encode(message)) for p in nearest))
-        if nearest and not any(told):
-            PROVIDE_ERRORS.labels("provide").inc()
+        told = (await self.provide_all([key]))[key]
+        if told is None:
             raise PeerError("provide_failed", "no peer took the record")
-        PROVIDES.inc()
-        return sum(told)
+        return told
+
+    async def provide_all(self, keys: Sequence[bytes]) -> dict[bytes, int | None]:
+        """:meth:`provide` of many keys, one stream a peer; None: nobody took that record."""
+        us = Contact(self.host.peer_id, tuple(self.host.addresses))
+        own = position(self.host.peer_id)
+        bodies: dict[PeerId, list[bytes]] = {}
+        told: dict[bytes, int | None] = {}
+        askers: dict[bytes, list[PeerId]] = {}
+        for key in keys:
+            nearest = askers[key] = (await self.walk(key))[:COPIES]
+            where = position(key)
+            if len(nearest) < COPIES or own ^ where < position(nearest[-1]) ^ where:
+                self.records.add(key, self.host.peer_id, us.addresses)
+            frame = _framed(encode(Message(ADD_PROVIDER, key, providers=(us,))))
+            for peer in nearest:
+                bodies.setdefault(peer, []).append(frame)
+        took = dict(
+            zip(
+                bodies,
+                await asyncio.gather(
+                    *(self._tell(p, PROTOCOL, b"".join(b)) for p, b in bodies.items())
+                ),
+                strict=True,
+            )
+        )
+        for key, nearest in askers.items():
+            count = sum(took[peer] for peer in nearest)
+            told[key] = count if count or not nearest else None
+            if told[key] is None:
+                PROVIDE_ERRORS.labels("provide").inc()
+            else:
+                PROVIDES.inc()
+        return told
 
     async def withdraw(self, key: bytes) -> None:
         """Take our record back, from ourselves and from the peers of ours that may keep it."""
         self.records.remove(key, self.host.peer_id)
         nearest = await self.walk(key)
-        await asyncio.gather(*(self._tell(peer, WITHDRAW, key) for peer in nearest))
+        await asyncio.gather(*(self._tell(peer, WITHDRAW, _framed(key)) for peer in nearest))
 
     # asking
 
     async def _lookup(
-        self, key: bytes, kind: int, enough: int
+        self, key: bytes, kind: int, *, enough: int = 0, thorough: bool = False
     ) -> tuple[list[PeerId], list[Contact]]:
         walk = _Walk(position(key), self.host.peer_id)
         walk.hear(self.table.closest(walk.target))
@@ -191,7 +217,11 @@ class Kademlia(Service):
         async with asyncio.TaskGroup() as tasks:
             try:
                 while True:
-                    for peer in walk.nearest():
+                    nearest = walk.nearest()
+                    first = nearest[:SURE]
+                    if not thorough and len(first) == SURE and walk.answered.issuperset(first):
+                        break
+                    for peer in nearest:
                         if len(running) >= ALPHA:
                             break
                         if peer not in walk.asked:
@@ -215,7 +245,7 @@ class Kademlia(Service):
             finally:
                 for task in running:
                     task.cancel()
-        return [p for p in walk.nearest() if p in walk.answered], list(providers.values())
+        return walk.nearest(), list(providers.values())
 
     async def _try(self, peer: PeerId, message: Message) -> Message | None:
         try:
@@ -242,7 +272,7 @@ class Kademlia(Service):
             async with self.clock.timeout(REQUEST_TIMEOUT):
                 stream = await self.host.open(peer, protocol)
                 try:
-                    await stream.write(_framed(body), fin=True)
+                    await stream.write(body, fin=True)
                     # Nobody answers a record; some reset the stream after it, some keep it open.
                     # That the protocol is agreed says that what went with it arrived.
                     await stream.negotiated()
@@ -316,8 +346,8 @@ class Kademlia(Service):
         while True:
             await self.clock.sleep(self._rng.uniform(0.5, 1.0) * REFRESH_SECONDS)
             if len(self.table):
-                await self.walk(self.host.peer_id)
-                await self.walk(secrets.token_bytes(32))
+                await self._lookup(self.host.peer_id, FIND_NODE, thorough=True)
+                await self._lookup(secrets.token_bytes(32), FIND_NODE, thorough=True)
 
 
 def _framed(body: bytes) -> bytes:
