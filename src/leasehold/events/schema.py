@@ -2,7 +2,7 @@
 
 ``entities`` holds one row an entity with its head, so that a compare-and-set reads one row;
 ``events`` is keyed by ``seq``, the commit order. An entity is known inside by its small ``eid``.
-A newer release changes this only by a migration (see ``migrations``), never in place.
+A newer release changes this only by a step in ``migrate``, never in place.
 """
 
 from __future__ import annotations
