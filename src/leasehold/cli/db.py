@@ -1,4 +1,4 @@
-"""``leasehold db``: the schema of the event log. For a database nobody has open."""
+"""``leasehold db``: the schema of the event log. For a log no provider has open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import typer
 from leasehold.cli.tables import show
 
 app = typer.Typer(help="The schema of the event log.", no_args_is_help=True)
-Where = typer.Option(None, "--url", help="A PostgreSQL URL; default the file in the state folder.")
+Where = typer.Option(
+    None,
+    "--url",
+    help="A PostgreSQL URL; default: events.url, or the folder's file.",
+)
 State = typer.Option(None, "--state", help="State folder of the provider.")
 Json = typer.Option(False, "--json", help="As JSON.")
 
@@ -31,6 +35,8 @@ def upgrade(url: str = Where, state: Path = State, as_json: bool = Json) -> None
 
 
 def _place(url: str | None, state: Path | None) -> str:
+    from leasehold.app.settings import read
     from leasehold.cli.state import state_folder
 
-    return url or str(state_folder(state) / "events.sqlite3")
+    folder = state_folder(state)
+    return url or read(folder).values.events.url or str(folder / "events.sqlite3")

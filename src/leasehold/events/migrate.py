@@ -14,6 +14,7 @@ from typing import Any
 
 from leasehold.core.errors import Kind, LeaseholdError, not_found
 from leasehold.events import schema
+from leasehold.events.leases import WRITERS_LOCK
 
 STEPS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {}
 """Revision -> (the next one, statements for SQLite, statements for PostgreSQL)."""
@@ -100,6 +101,9 @@ def _postgres(url: str, statements: tuple[str, ...]) -> str | None:
             ) from error
         try:
             async with db.transaction():
+                if statements:
+                    await db.execute("SELECT pg_advisory_xact_lock($1)", WRITERS_LOCK)
+                    await _refuse_in_use(db)
                 for statement in statements:
                     await db.execute(statement)
                 if statements:
@@ -111,3 +115,18 @@ def _postgres(url: str, statements: tuple[str, ...]) -> str | None:
             await db.close()
 
     return asyncio.run(work())
+
+
+async def _refuse_in_use(db: Any) -> None:
+    if await db.fetchval("SELECT to_regclass('instances')::text") is None:
+        return
+    alive = await db.fetchval(
+        "SELECT id FROM instances WHERE expires_at > extract(epoch FROM clock_timestamp()) LIMIT 1"
+    )
+    if alive is not None:
+        raise LeaseholdError(
+            "log_in_use",
+            f"the instance {alive} uses this event log; stop it first",
+            kind=Kind.CONFLICT,
+            got=alive,
+        )
