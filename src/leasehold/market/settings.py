@@ -37,6 +37,14 @@ class MarketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(description="newest transactions that can be found by their hash", ge=1000)
     ] = 1_000_000
     block_cache: Annotated[int, Meta(description="newest blocks kept in memory", ge=16)] = 512
+    keep_blocks: Annotated[
+        int,
+        Meta(
+            description="newest blocks kept at least; older ones are forgotten when a checkpoint of"
+            " the state stands for them. 0 keeps all",
+            ge=0,
+        ),
+    ] = 0
     max_subscriptions: Annotated[
         int, Meta(description="websocket subscriptions of one connection", ge=1)
     ] = 16

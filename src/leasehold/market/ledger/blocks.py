@@ -34,19 +34,25 @@ class Chain:
     def __init__(self, genesis: Genesis, sign: Callable[[bytes], bytes] | None = None) -> None:
         self.genesis = genesis
         self.machine = Machine(genesis)
-        if genesis.state:
-            load_objects(self.machine.state, genesis.state)
-            self.machine.begin(genesis.initial_height - 1, genesis.time)
-            self.machine.watch_all()
         self._sign = sign
         app_hash = self.machine.state.seal(b"")
-        height = genesis.initial_height - 1
-        self.last = Sealed(0, genesis.time, b"", b"", 0, b"", hashing.merkle([]), app_hash)
-        self.height = height
+        self.last = genesis.last or Sealed(
+            0, genesis.time, b"", b"", 0, b"", hashing.merkle([]), app_hash
+        )
+        self.height = genesis.initial_height - 1
+        if genesis.state:
+            self.load(genesis.state)
         self.executed = 0
         self._txs: list[bytes] = []
         self._results: list[TxResult] = []
         self._events: list[ChainEvent] = []
+
+    def load(self, state: bytes) -> None:
+        """Begin with the state of the genesis; before any block."""
+        load_objects(self.machine.state, state)
+        self.machine.begin(self.height, self.last.time)
+        self.machine.watch_all()
+        self.genesis = replace(self.genesis, state=b"")
 
     @property
     def state(self):  # type: ignore[no-untyped-def]

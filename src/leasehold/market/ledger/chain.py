@@ -4,6 +4,10 @@ The ledger's history is one entity of the log. Its first event is the genesis, t
 block (a very large one continues in parts). Event ids are the height, so that any block is found
 without an index. A block carries what it decided, so that reading it never means running it again;
 replaying it must come to the same ``app_hash``.
+
+A genesis may begin with a state instead of nothing: one that was exported elsewhere, or a
+*checkpoint* of this ledger, which is a genesis between blocks. What came before a checkpoint may be
+forgotten.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ ENTITY_KIND = "ledger"
 
 PARTS = 1 << 16
 """Room for parts between the ids of two heights."""
+
+CHECKPOINT = PARTS // 2
+"""Where a checkpoint's own ids begin, after those of the block it stands on."""
 
 PART_BYTES = 600 * 1024
 """A block continues in a further event beyond this; an event has at most 1 MiB."""
@@ -54,22 +61,6 @@ class GenesisAccount(Struct, frozen=True):
     coins: dict[str, str] = {}
 
 
-@payload("ledger.genesis")
-class Genesis(Struct, frozen=True, kw_only=True):
-    """How a ledger begins. ``time`` is nanoseconds UTC; ``authority`` may mint."""
-
-    chain_id: str
-    time: int
-    accounts: list[GenesisAccount] = []
-    authority: str = ""
-    params: Param = field(default_factory=Param)
-    validator: bytes = b""
-    """Public ed25519 key that signs the blocks."""
-    state: bytes = b""
-    """An exported state to begin with (see ``snapshot``)."""
-    initial_height: int = 1
-
-
 class Sealed(Struct, frozen=True):
     """What names a finished block, and the validator's signature under it.
 
@@ -84,6 +75,26 @@ class Sealed(Struct, frozen=True):
     signature: bytes
     results: bytes
     app_hash: bytes
+
+
+@payload("ledger.genesis")
+class Genesis(Struct, frozen=True, kw_only=True):
+    """How a ledger begins. ``time`` is nanoseconds UTC; ``authority`` may mint."""
+
+    chain_id: str
+    time: int
+    accounts: list[GenesisAccount] = []
+    authority: str = ""
+    params: Param = field(default_factory=Param)
+    validator: bytes = b""
+    """Public ed25519 key that signs the blocks."""
+    state: bytes = b""
+    """A state to begin with (see ``export``); never in the event itself but in parts after it."""
+    continued: bool = False
+    """Whether there is such a state."""
+    initial_height: int = 1
+    last: Sealed | None = None
+    """The block before, if this is a checkpoint."""
 
 
 @payload("ledger.block")
@@ -117,6 +128,16 @@ class BlockPart(Struct, frozen=True, kw_only=True):
     height: int
     part: int
     data: bytes
+
+
+@payload("ledger.state")
+class StatePart(Struct, frozen=True, kw_only=True):
+    """A piece of the state that the genesis at ``height`` begins with."""
+
+    height: int
+    part: int
+    data: bytes
+    final: bool = False
 
 
 def event_id(height: int, part: int = 0) -> str:

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.market.accounts import PublicKey
 from leasehold.market.ledger import hashing
 from leasehold.market.ledger.blocks import Chain
-from leasehold.market.ledger.chain import Block, Genesis, Param
+from leasehold.market.ledger.chain import PART_BYTES, Block, Genesis, Param
 from leasehold.market.ledger.history import History
 from leasehold.market.ledger.messages import receive, verified
 from leasehold.market.ledger.state import State, load_objects
@@ -57,6 +58,33 @@ def export(chain: Chain) -> Iterator[bytes]:
             yield msgspec.json.encode([name, obj]) + b"\n"
 
 
+def checkpoint_of(chain: Chain) -> tuple[Genesis, Iterator[bytes]]:
+    """A genesis that goes on after the newest block, and its state as it is now, in pieces."""
+    tables = {name: list(rows.values()) for name, rows in chain.state.tables.items()}
+    genesis = replace(
+        chain.genesis,
+        accounts=[],
+        continued=True,
+        initial_height=chain.height + 1,
+        last=chain.last,
+    )
+
+    def pieces() -> Iterator[bytes]:
+        lines: list[bytes] = []
+        size = 0
+        for name, rows in tables.items():
+            for obj in rows:
+                line = msgspec.json.encode([name, obj]) + b"\n"
+                if lines and size + len(line) > PART_BYTES:
+                    yield b"".join(lines)
+                    lines, size = [], 0
+                lines.append(line)
+                size += len(line)
+        yield b"".join(lines)
+
+    return genesis, pieces()
+
+
 def genesis_of(data: bytes) -> Genesis:
     """The genesis that continues an exported ledger; LeaseholdError ``bad_export``."""
     first, _, rest = data.partition(b"\n")
@@ -78,12 +106,17 @@ def genesis_of(data: bytes) -> Genesis:
         authority=head.authority,
         params=head.params,
         initial_height=head.height + 1,
+        continued=True,
         state=rest,
     )
 
 
-async def history_lines(history: History, genesis: Genesis) -> AsyncIterator[bytes]:
+async def history_lines(history: History) -> AsyncIterator[bytes]:
     """Genesis and blocks, one JSON document a line."""
+    genesis = await history.genesis()
+    assert genesis is not None
+    if genesis.continued:
+        genesis = replace(genesis, state=await history.state())
     yield msgspec.json.encode(genesis) + b"\n"
     async for block in history.blocks(genesis.initial_height - 1):
         yield msgspec.json.encode(block) + b"\n"

@@ -1,7 +1,12 @@
-"""The ledger's history on the log: genesis first, then its blocks, each found by its height."""
+"""The ledger's history on the log: genesis first, then its blocks, each found by its height.
+
+A history that may forget has checkpoints, which are a genesis with a state each (see
+``checkpoints``). Once everything before one is trimmed, it is the first event.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
@@ -11,11 +16,13 @@ from leasehold.core.errors import Kind, LeaseholdError, not_found
 from leasehold.events.event import Entity, NewEvent, WillBlock
 from leasehold.events.log import Log
 from leasehold.market.ledger.chain import (
+    CHECKPOINT,
     ENTITY_KIND,
     PART_BYTES,
     Block,
     BlockPart,
     Genesis,
+    StatePart,
     event_id,
     height_of,
     join,
@@ -32,46 +39,83 @@ class History:
         self._cached = cached
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._tail: str | None = None
+        self._base = event_id(0)
+        self._turn = asyncio.Lock()
         self.first = 1
 
     async def genesis(self) -> Genesis | None:
-        """How this ledger began, None when it did not yet."""
-        genesis: Genesis | None = None
-        pieces: list[bytes] = []
+        """How what is kept began, without its state; None when nothing did yet."""
         async for event in self.log.read(self.entity):
             if isinstance(event, WillBlock):
                 continue
-            payload = event.payload
-            if genesis is None:
-                assert isinstance(payload, Genesis)
-                genesis = payload
-                self.first = genesis.initial_height
-            elif isinstance(payload, BlockPart) and payload.height < self.first:
-                pieces.append(payload.data)
-            else:
-                break
-            self._tail = event.id
-        return genesis and replace(genesis, state=b"".join(pieces))
+            genesis = event.payload
+            assert isinstance(genesis, Genesis)
+            self._base, self.first = event.id, genesis.initial_height
+            return genesis
+        return None
+
+    async def state(self) -> bytes:
+        """The state of a genesis that has one."""
+        pieces: list[bytes] = []
+        async for event in self.log.read(self.entity, after=self._base):
+            if isinstance(event, WillBlock):
+                continue
+            part = event.payload
+            if isinstance(part, StatePart) and part.height == self.first - 1:
+                pieces.append(part.data)
+                if part.final:
+                    return b"".join(pieces)
+        raise LeaseholdError(
+            "state_missing", "the ledger's state is missing from the log", kind=Kind.INTERNAL
+        )
 
     async def found(self, genesis: Genesis) -> None:
         """Write the first event; a state to begin with follows in parts."""
         height, state = genesis.initial_height - 1, genesis.state
-        events = [NewEvent.of(replace(genesis, state=b""), id=event_id(height))]
+        bare = replace(genesis, state=b"", continued=bool(state))
+        events = [NewEvent.of(bare, id=event_id(height))]
         for part, at in enumerate(range(0, len(state), PART_BYTES), 1):
-            piece = BlockPart(height=height, part=part, data=state[at : at + PART_BYTES])
-            events.append(NewEvent.of(piece, id=event_id(height, part)))
-        await self.log.append(self.entity, None, events)
-        self._tail = events[-1].id
-        self.first = genesis.initial_height
+            events.append(
+                _state_part(
+                    height, event_id(height, part), part, state[at : at + PART_BYTES],
+                    final=at + PART_BYTES >= len(state),
+                )
+            )  # fmt: skip
+        await self._append(events)
+        self._base, self.first = events[0].id, genesis.initial_height
+
+    async def mark(self, checkpoint: Genesis) -> None:
+        """Write a genesis between blocks. Without its state it means nothing yet."""
+        height = checkpoint.initial_height - 1
+        await self._append([NewEvent.of(checkpoint, id=event_id(height, CHECKPOINT))])
+
+    async def fill(self, checkpoint: Genesis, pieces: AsyncIterator[bytes]) -> None:
+        """Write the state of a checkpoint; blocks may be appended meanwhile."""
+        height = checkpoint.initial_height - 1
+        part, piece = 0, b""
+        async for following in pieces:
+            if part:
+                await self._append([_part_of_checkpoint(height, part, piece, final=False)])
+            part, piece = part + 1, following
+        await self._append([_part_of_checkpoint(height, part, piece, final=True)])
+
+    async def forget_before(self, checkpoint: Genesis) -> None:
+        """From now on the history begins with a checkpoint that is whole."""
+        self.first = checkpoint.initial_height
+        self._base = event_id(self.first - 1, CHECKPOINT)
+        await self.log.trim(self.entity, self._base)
 
     async def blocks(self, after: int) -> AsyncIterator[Block]:
         """All blocks above height ``after``, up to the newest."""
         head: Block | None = None
         pieces: list[BlockPart] = []
-        async for event in self.log.read(self.entity, after=event_id(max(after, self.first - 1))):
+        start = event_id(after) if after >= self.first else self._base
+        async for event in self.log.read(self.entity, after=start):
             if isinstance(event, WillBlock):
                 continue
             payload = event.payload
+            if isinstance(payload, Genesis | StatePart):
+                continue
             if isinstance(payload, BlockPart):
                 if head is not None:
                     pieces.append(payload)
@@ -90,10 +134,13 @@ class History:
 
     async def append(self, block: Block) -> None:
         """Make ``block`` durable. VersionConflict: another process writes this ledger."""
-        events = to_events(block)
-        await self.log.append(self.entity, self._tail, events)
-        self._tail = events[-1].id
+        await self._append(to_events(block))
         self._keep(block)
+
+    async def _append(self, events: list[NewEvent]) -> None:
+        async with self._turn:
+            await self.log.append(self.entity, self._tail, events)
+            self._tail = events[-1].id
 
     def _keep(self, block: Block) -> None:
         self._cache[block.height] = block
@@ -119,3 +166,11 @@ class History:
         raise LeaseholdError(
             "block_missing", f"block {height} is missing from the log", kind=Kind.INTERNAL
         )
+
+
+def _state_part(height: int, id: str, part: int, data: bytes, *, final: bool) -> NewEvent:
+    return NewEvent.of(StatePart(height=height, part=part, data=data, final=final), id=id)
+
+
+def _part_of_checkpoint(height: int, part: int, data: bytes, *, final: bool) -> NewEvent:
+    return _state_part(height, event_id(height, CHECKPOINT + part), part, data, final=final)

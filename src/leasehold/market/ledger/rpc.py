@@ -127,7 +127,7 @@ class Rpc:
         if what == "export":
             lines = _pieces(export(ledger.chain))
         else:
-            lines = history_lines(ledger.history, ledger.genesis)
+            lines = history_lines(ledger.history)
         async for line in lines:
             await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

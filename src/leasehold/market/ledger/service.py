@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from leasehold.core import metrics
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
@@ -33,6 +35,7 @@ from leasehold.market.accounts import Key
 from leasehold.market.ledger import views
 from leasehold.market.ledger.blocks import Chain
 from leasehold.market.ledger.chain import Block, Genesis, GenesisAccount, Param, TxResult
+from leasehold.market.ledger.checkpoints import Checkpoints
 from leasehold.market.ledger.export import genesis_of
 from leasehold.market.ledger.history import History
 from leasehold.market.ledger.index import TxIndex
@@ -184,6 +187,7 @@ class LedgerService(Service):
             genesis = _with_validator(genesis, validator)
             Chain(genesis)  # refuse a bad genesis before it is written
             await self.history.found(genesis)
+            genesis = msgspec.structs.replace(genesis, continued=bool(genesis.state))
         if genesis.validator != validator.public.data:
             raise LeaseholdError(
                 "validator_key_changed",
@@ -193,9 +197,11 @@ class LedgerService(Service):
                 expected=genesis.validator.hex(),
                 got=validator.public.data.hex(),
             )
-        self.genesis = genesis
-        self.chain = Chain(genesis, validator.sign)
-        await self._snapshots.load(self.chain, self.index, self.history)
+        self.chain = Chain(msgspec.structs.replace(genesis, state=b""), validator.sign)
+        loaded = await self._snapshots.load(self.chain, self.index, self.history)
+        if genesis.continued and not loaded:
+            self.chain.load(await self.history.state())
+        self._checkpoints = Checkpoints(self.history, self.settings.keep_blocks)
         replayed = 0
         async for block in self.history.blocks(self.chain.height):
             self.chain.replay(block)
@@ -374,9 +380,13 @@ class LedgerService(Service):
                 pending.done.set_result(Committed(block.height, position, result, block))
         for listener in list(self._listeners):
             listener(block)
+        if self.stopping:
+            return  # stop() writes the snapshot
         idle = self._writing is None or self._writing.done()
         if idle and (write := self._snapshots.due(chain, self.index)):
             self._writing = self.spawn(asyncio.to_thread(write), name="snapshot")
+        elif idle and (work := await self._checkpoints.due(chain)):
+            self._writing = self.spawn(work, name="checkpoint")
 
     async def _append(self, block: Block) -> None:
         """Until the log has it: the state has moved on, there is no way back. The same ids make
@@ -396,10 +406,15 @@ class LedgerService(Service):
 
     # -- questions -----------------------------------------------------------------------------
 
+    @property
+    def genesis(self) -> Genesis:
+        """How what is kept of this ledger began, without its state."""
+        return self.chain.genesis
+
     async def find(self, hash: bytes) -> Committed | None:
         """Where the transaction ``hash`` landed; None when it is unknown or was long ago."""
         height = self.index.height(hash)
-        if height is None:
+        if height is None or height < self.history.first:
             return None
         block = await self.history.block(height)
         for position, raw in enumerate(block.txs):
@@ -460,9 +475,7 @@ def _bad_signature() -> LeaseholdError:
 
 
 def _with_validator(genesis: Genesis, validator: Key) -> Genesis:
-    from msgspec.structs import replace
-
-    return replace(genesis, validator=validator.public.data)
+    return msgspec.structs.replace(genesis, validator=validator.public.data)
 
 
 def _retrieved(future: asyncio.Future[Any]) -> None:

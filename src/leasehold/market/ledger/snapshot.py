@@ -65,23 +65,24 @@ class Snapshots:
         self._least = settings.snapshot_txs
         self._executed = 0
 
-    async def load(self, chain: Chain, index: TxIndex, history: History) -> None:
+    async def load(self, chain: Chain, index: TxIndex, history: History) -> bool:
         """Bring ``chain`` to the snapshot's height, if there is one that belongs to the log."""
         if self._path is None or not self._path.exists():
-            return
+            return False
         try:
             head, tables = await asyncio.to_thread(_read, self._path)
             block = await history.block(head.height)
         except (OSError, ValueError, msgspec.MsgspecError, LeaseholdError) as error:
             log.warning("ledger.snapshot_ignored", reason=str(error)[:200])
-            return
+            return False
         if head.chain_id != chain.genesis.chain_id or block.sealed != head.last:
             log.warning("ledger.snapshot_ignored", reason="it belongs to another history")
-            return
+            return False
         _fill(chain.machine.state, tables)
         chain.height, chain.last = head.height, head.last
         chain.machine.begin(head.height, head.last.time)
         index.load(head.hashes, head.heights)
+        return True
 
     def due(self, chain: Chain, index: TxIndex, *, stopping: bool = False) -> Work | None:
         """What to run on a thread when a snapshot is due, else None.
