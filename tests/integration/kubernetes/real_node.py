@@ -208,7 +208,7 @@ class RealNode:
             self._end_containers()
             self.plane.stop()
         if self._holder is not None:
-            self._holder.kill()
+            self._end_processes(f"/proc/{self._holder.pid}/ns/mnt")
             self._holder.wait()
         subprocess.run(["ip", "link", "del", self.id], capture_output=True)
         shutil.rmtree(self.state, ignore_errors=True)
@@ -217,17 +217,24 @@ class RealNode:
     def _end_containers(self) -> None:
         """Everything in the node's control groups."""
         for _ in range(100):
-            found = [
-                int(pid)
-                for procs in Path("/sys/fs/cgroup").glob(f"*/{self.id}/**/cgroup.procs")
-                for pid in procs.read_text().split()
-            ]
+            found = []
+            for procs in Path("/sys/fs/cgroup").glob(f"*/{self.id}/**/cgroup.procs"):
+                with contextlib.suppress(OSError):  # It ends while we look.
+                    found += [int(pid) for pid in procs.read_text().split()]
             if not found:
                 return
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
             time.sleep(0.05)
+
+    def _end_processes(self, namespace: str) -> None:
+        """Everything in our mount namespace: the shims of containers outlive all else."""
+        mine = os.readlink(namespace)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns/mnt") == mine:
+                    os.kill(int(process.name), 9)
 
     def _remove_cgroups(self) -> None:
         for top in Path("/sys/fs/cgroup").glob(f"*/{self.id}"):

@@ -251,11 +251,15 @@ async def test_a_replica_that_ends_is_told_and_restarted(place: Place) -> None:
         await run(provider, "sh", "-c", "echo > /tmp/go")
         ended = (await provider.until("deploy.exited", seconds=60)).payload
         assert (ended.service, ended.status) == ("web", 9 << 8)
-        await eventually(lambda: provider.deploy._deployments[provider.lease].health.healthy, 60)
-        status = await provider.deploy.status(provider.lease)
-        assert status["services"]["web"]["replicas"][0]["restarts"] == 1
+        await eventually(lambda: _restarts(provider), 60)
         # What the ended container said was kept.
         await eventually(lambda: _kept(provider))
+
+
+async def _restarts(provider: Provider) -> bool:
+    status = await provider.deploy.status(provider.lease)
+    replicas = status["services"]["web"]["replicas"]
+    return status["healthy"] is True and [r["restarts"] for r in replicas] == [1]
 
 
 async def _kept(provider: Provider) -> bool:

@@ -30,6 +30,8 @@ class Exit:
     count: int
     status: int | None
     reason: str
+    former: bool = False
+    """Another runs in its place already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def exits(pod: Object) -> list[Exit]:
     status = container(pod)
     count = int(status.get("restartCount", 0))
     found = []
-    for number, state in ((count - 1, status.get("lastState")), (count, status.get("state"))):
+    seen = ((count - 1, status.get("lastState"), True), (count, status.get("state"), False))
+    for number, state, former in seen:
         ended = (state or {}).get("terminated")
         if not ended or number < 0:
             continue
@@ -107,7 +110,7 @@ def exits(pod: Object) -> list[Exit]:
         text = f"{reason}, exit code {code}" if code is not None else str(reason)
         if ended.get("message"):
             text += f": {ended['message'].strip()[:200]}"
-        found.append(Exit(pod["metadata"]["name"], number, wait, text))
+        found.append(Exit(pod["metadata"]["name"], number, wait, text, former))
     return found
 
 

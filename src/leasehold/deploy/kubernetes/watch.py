@@ -147,7 +147,7 @@ class ClusterWatch(Verdicts):
         )
         self.health.restarts[end.pod] = end.count + 1
         await self.driver.keep_log(
-            self.applied.workload.lease, service, number, end.pod, previous=True
+            self.applied.workload.lease, service, number, end.pod, previous=end.former
         )
 
     async def _repair(self) -> None:

@@ -1,0 +1,189 @@
+"""The Helm chart: what it renders is accepted by the API server, and its rights are enough and no
+more than that."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+from conftest_kubernetes import Place, eventually, group, service
+from control_plane import ROOT, programs
+
+from leasehold.app.settings import Settings
+from leasehold.core.settings import load
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(120)]
+
+CHART = ROOT / "deploy/helm/leasehold"
+
+PLURALS = {
+    "ConfigMap": "api/v1/namespaces/{}/configmaps",
+    "PersistentVolumeClaim": "api/v1/namespaces/{}/persistentvolumeclaims",
+    "ServiceAccount": "api/v1/namespaces/{}/serviceaccounts",
+    "Service": "api/v1/namespaces/{}/services",
+    "Deployment": "apis/apps/v1/namespaces/{}/deployments",
+    "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
+    "Role": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles",
+    "RoleBinding": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
+    "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ValidatingAdmissionPolicy":
+        "apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding":
+        "apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+}  # fmt: skip
+
+
+def helm(*words: str) -> str:
+    done = subprocess.run([programs() / "helm", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def rendered(*options: str, namespace: str = "market") -> list[dict[str, Any]]:
+    text = helm(
+        "template", "lh", str(CHART), "--kube-version", "1.34.0", "--namespace", namespace, *options
+    )
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+async def put(place: Place, found: dict[str, Any], namespace: str, *, dry: bool = False) -> None:
+    url = f"{PLURALS[found['kind']].format(namespace)}/{found['metadata']['name']}"
+    params = {"fieldManager": "helm", "force": "true", "fieldValidation": "Strict"}
+    answer = await place.api.raw.patch(
+        url,
+        json=found,
+        params={**params, **({"dryRun": "All"} if dry else {})},
+        headers={"Content-Type": "application/apply-patch+yaml"},
+    )
+    assert answer.status_code in (200, 201), answer.text
+
+
+async def make_namespace(place: Place, name: str) -> None:
+    await place.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--set", "images.enabled=true,provider.tlsSecret=tls,provider.storage.className=fast"),
+    ],
+)
+async def test_the_chart_is_accepted_by_the_api_server(
+    cluster: Place, options: tuple[str, ...]
+) -> None:
+    assert "0 chart(s) failed" in helm("lint", str(CHART), "--strict", *options)
+    await make_namespace(cluster, "market")
+    found = rendered(*options)
+    kinds = {item["kind"] for item in found}
+    assert {"Deployment", "ClusterRole", "ValidatingAdmissionPolicy"} <= kinds
+    assert ("DaemonSet" in kinds) == bool(options)
+    for item in found:
+        await put(cluster, item, "market", dry=True)
+
+
+def test_its_settings_are_settings(tmp_path: Path) -> None:
+    for item in rendered("--set", "images.enabled=true,provider.tlsSecret=tls"):
+        if item["kind"] == "ConfigMap":
+            text = item["data"]["leasehold.toml"]
+            tomllib.loads(text)
+            file = tmp_path / f"{item['metadata']['name']}.toml"
+            file.write_text(text)
+            settings = load(Settings, file=file, environ={}).values
+            if item["metadata"]["name"] == "lh":
+                assert settings.deploy.driver == "kubernetes"
+                assert settings.deploy.kubernetes.ingress_class == "nginx"
+                assert settings.gateway.host == "0.0.0.0"
+    (daemons,) = (i for i in rendered("--set", "images.enabled=true") if i["kind"] == "DaemonSet")
+    (container,) = daemons["spec"]["template"]["spec"]["containers"]
+    environ = {e["name"]: e.get("value", "pod-1") for e in container["env"]}
+    settings = load(
+        Settings, environ={k: v for k, v in environ.items() if k.startswith("LEASEHOLD_")}
+    ).values
+    assert settings.images.kubernetes_pod == "pod-1"
+
+
+async def test_its_rights_are_enough_and_no_more(cluster: Place) -> None:
+    namespace = f"lh-{cluster.address[-6:]}"
+    await make_namespace(cluster, namespace)
+    for item in rendered(namespace=namespace):
+        if item["kind"] not in ("Deployment", "PersistentVolumeClaim", "ConfigMap"):
+            await put(cluster, item, namespace)
+    token = cluster.plane.account(namespace, "lh")
+    try:
+        await _enough(cluster, token)
+        await _no_more(cluster, token, namespace)
+    finally:
+        for item in rendered(namespace=namespace):
+            if not item["metadata"].get("namespace") and item["kind"] in PLURALS:
+                url = f"{PLURALS[item['kind']].format(namespace)}/{item['metadata']['name']}"
+                await cluster.api.raw.delete(url)
+
+
+async def _enough(cluster: Place, token: str) -> None:
+    """A whole life of a lease: deployed, updated, repaired, read, removed."""
+    async with cluster.provider(token=token) as provider:
+        secret = {"host": "r.test", "username": "u", "password": "p"}
+        await provider.up(group(service(credentials=secret), service("db", hosts=("db.test",))))
+        await provider.up(group(service(image="ok:2")), "h2")
+        await provider.put(group(service(image="missing:3")), "h3")
+        await provider.until("deploy.failed", "h3")
+        await cluster.api.delete("Ingress", "web-8080", provider.namespace)
+        await eventually(
+            lambda: provider.deploy.cluster.get("Ingress", provider.namespace, "web-8080")
+        )
+        await eventually(lambda: provider.deploy.inventory.nodes)
+        assert await provider.deploy.driver.last_warning(provider.namespace) is not None
+        await provider.close()
+        await provider.until("deploy.removed")
+
+
+async def _no_more(cluster: Place, token: str, namespace: str) -> None:
+    """What a provider somebody else has taken over cannot do."""
+    headers = {"Authorization": f"Bearer {token}"}
+    secret = {"metadata": {"name": "theirs"}, "stringData": {"a": "b"}}
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "ok:1"}]}}
+    deployment = {
+        "metadata": {"name": "d", "labels": {"app.kubernetes.io/managed-by": "leasehold"}},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]},
+        },
+    }
+    async with httpx2.AsyncClient(
+        base_url=cluster.plane.url, headers=headers, verify=False, trust_env=False
+    ) as client:
+
+        async def refused(method: str, url: str, **how: Any) -> None:
+            answer = await client.request(method, url, **how)
+            assert answer.status_code in (403, 422), (method, url, answer.status_code, answer.text)
+
+        await refused("GET", "/api/v1/secrets")
+        await refused("GET", f"/api/v1/namespaces/{namespace}/configmaps")
+        await refused("POST", f"/api/v1/namespaces/{namespace}/secrets", json=secret)
+        await refused("POST", "/api/v1/namespaces/kube-system/pods", json=pod)
+        await refused("POST", "/apis/apps/v1/namespaces/kube-system/deployments", json=deployment)
+        await refused("DELETE", "/api/v1/namespaces/kube-system")
+        await refused("DELETE", f"/api/v1/namespaces/{namespace}")
+        await refused("POST", "/api/v1/namespaces", json={"metadata": {"name": "other"}})
+        # Nor make somebody else's namespace its own.
+        await refused(
+            "PATCH",
+            f"/api/v1/namespaces/{namespace}",
+            json={"metadata": {"labels": {"app.kubernetes.io/managed-by": "leasehold"}}},
+            headers={**headers, "Content-Type": "application/merge-patch+json"},
+        )
+        await refused(
+            "POST",
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            json={
+                "metadata": {"name": "mine"},
+                "roleRef": {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": ""},
+            },
+        )
