@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leasehold.cli.demo", "see a deployment go from order to first answer"),
     "deploy": ("leasehold.cli.deploy", "deploy an SDL file and wait until it answers"),
     "status": ("leasehold.cli.status", "one screen: what runs here and how it is"),
+    "dashboard": ("leasehold.cli.dashboard", "a link to the dashboard that signs you in"),
     "lease": ("leasehold.cli.lease", "list, explain, follow and close leases"),
     "manifest": ("leasehold.cli.manifest", "accepted manifests: list, try another, go back"),
     "account": ("leasehold.cli.account", "make and show accounts"),

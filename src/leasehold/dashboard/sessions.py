@@ -59,6 +59,10 @@ class Sessions:
         with os.fdopen(descriptor, "wb") as out:
             out.write(nonce + box)
         os.utime(file, (now, now))
+        if os.geteuid() == 0:  # made by root for a provider that runs as somebody else
+            owner = self.folder.parent.stat()
+            for made in (self.folder, file):
+                os.chown(made, owner.st_uid, owner.st_gid)
         return base64.urlsafe_b64encode(key).decode().rstrip("=")
 
     def find(self, text: str, now: float) -> Credential | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import io
 import os
 import shutil
 from collections import deque
@@ -82,16 +83,17 @@ class _Reader:
             (p for p in self.path.parent.glob(f"{self.path.name}.*") if p.suffix[1:].isdigit()),
             key=lambda p: -int(p.suffix[1:]),
         )
-        if tail == 0:
-            self._file.seek(0, os.SEEK_END)
-            return []
+        if tail is not None:
+            self._file.seek(_last(self._file, tail))
         lines = self.more()
         for path in reversed(older):
             if tail is not None and len(lines) >= tail:
                 break
-            with contextlib.suppress(FileNotFoundError):
-                lines = self._parse(path.read_bytes().splitlines()) + lines
-        return lines if tail is None else lines[-tail:]
+            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+                if tail is not None:
+                    file.seek(_last(file, tail - len(lines)))
+                lines = self._parse(file.read().splitlines()) + lines
+        return lines if tail is None else lines[max(0, len(lines) - tail) :]
 
     def more(self) -> list[Line]:
         """What was written since the last call."""
@@ -137,6 +139,24 @@ class _Reader:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _last(file: io.FileIO, lines: int) -> int:
+    """Where the last ``lines`` lines of a file begin, found from its end."""
+    at = file.seek(0, os.SEEK_END)
+    missing = lines + 1  # the newline before the first of them
+    while at > 0 and lines > 0:
+        start = max(0, at - CHUNK)
+        file.seek(start)
+        piece = file.read(at - start)
+        found = piece.count(b"\n")
+        if found >= missing:
+            for _ in range(missing):
+                piece = piece[: piece.rindex(b"\n")]
+            return start + len(piece) + 1
+        missing -= found
+        at = start
+    return at
 
 
 async def read(

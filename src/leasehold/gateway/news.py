@@ -114,16 +114,19 @@ def routes(log: Log, provider: str, clock: Clock) -> Sequence[BaseRouteHandler]:
         return Response(msgspec.json.encode(mine), media_type="application/json")
 
     @get("/leases/tail", guards=[any_tenant], tags=["lease"], operation_id="tailOwnLeases")
-    async def own_tail(request: Request[Any, Any, Any]) -> Stream:
-        """The tenant's leases, then each again when it changes; one JSON line each."""
+    async def own_tail(request: Request[Any, Any, Any], within: str = "") -> Stream:
+        """The tenant's leases, then each again when it changes; one JSON line each.
+
+        ``within`` is the beginning of ``dseq/gseq/oseq/``.
+        """
         principal = principal_of(request)
-        lines = changes(log, leases, f"{principal.owner}/", permit_of(principal))
+        lines = changes(log, leases, f"{principal.owner}/{within}", permit_of(principal))
         return Stream(lines, media_type=LINES)
 
     @get("/v1/leases/tail", guards=[operator], tags=["operator"], operation_id="tailLeases")
-    async def tail() -> Stream:
-        """All leases, then each again when it changes; one JSON line each."""
-        return Stream(changes(log, leases, "", lambda lease: True), media_type=LINES)
+    async def tail(prefix: str = "") -> Stream:
+        """All leases (of a prefix), then each again when it changes; one JSON line each."""
+        return Stream(changes(log, leases, prefix, lambda lease: True), media_type=LINES)
 
     @get("/v1/events/news", guards=[operator], tags=["events"], operation_id="eventsNews")
     async def any_news() -> Stream:

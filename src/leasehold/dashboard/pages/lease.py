@@ -19,9 +19,6 @@ from leasehold.model.market import LeaseId
 SAMPLES = 120
 """Of usage: four minutes."""
 
-LONG_POLL = 25.0
-"""Seconds the gateway may hold the question for news of the timeline."""
-
 TABS = ("timeline", "services", "logs", "shell", "manifest", "close")
 
 
@@ -68,10 +65,15 @@ class Lease(Page):
         }
 
     async def _timeline(self) -> None:
-        path, seen = self.api.lease_path(self.lease, "timeline"), 0
-        while True:
-            self.story = await self.api.get(path, after=seen, wait=LONG_POLL if seen else 0)
-            seen = len(self.story["steps"])
+        """The story now, and again whenever the lease has a new event."""
+        id = self.lease
+        within = f"{id.dseq}/{id.gseq}/{id.oseq}/"
+        if self.api.is_operator:
+            news = self.api.lines("/v1/leases/tail", prefix=f"{id.owner}/{within}")
+        else:
+            news = self.api.lines("/leases/tail", within=within)
+        async for _ in news:
+            self.story = await self.api.get(self.api.lease_path(id, "timeline"))
             self.got("timeline")
 
     async def _status(self) -> None:
