@@ -12,7 +12,16 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from conftest_deploy import LEASE, MIB, Machine, eventually, group, http_get, service
+from conftest_deploy import (
+    LEASE,
+    MIB,
+    Machine,
+    Provider,
+    eventually,
+    group,
+    http_get,
+    service,
+)
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.keeper.client import kill_keeper
@@ -334,15 +343,52 @@ async def test_pausing_holds_over_a_restart_and_draining_closes_leases(machine: 
     assert machine.market.closed == [(LEASE, 10001)]
 
 
-async def test_runc_takes_the_place_of_crun(machine: Machine) -> None:
-    async with machine.provider(runtime="runc") as provider:
+@pytest.mark.parametrize("user_namespace", [True, False])
+async def test_runc_takes_the_place_of_crun(machine: Machine, user_namespace: bool) -> None:
+    async with machine.provider(runtime="runc", user_namespace=user_namespace) as provider:
         await provider.up(_version("one"))
         assert await provider.get() == (200, b"one\n")
         await provider.put(_version("two"), "h2")
         await provider.until("deploy.healthy", "h2")
         assert await provider.get() == (200, b"two\n")
-        with pytest.raises(LeaseholdError, match="install crun"):
-            await provider.run("true")
+        if user_namespace:
+            with pytest.raises(LeaseholdError, match="install crun"):
+                await provider.run("true")
+        else:
+            assert await _terminal(provider) == ("31 97", 7)
+        await provider.close()
+        await provider.until("deploy.removed")
+        await provider.deploy.teardown_all()
+    _nothing_left(machine)
+
+
+async def _terminal(provider: Provider) -> tuple[str, int]:
+    """What a shell on a terminal of 97 by 31 characters says of it, and the code it ends with."""
+    shell = await provider.deploy.exec(LEASE, "web", ["/bin/sh"], tty=True, stdin=True)
+    try:
+        await shell.resize(97, 31)
+        await shell.write(b"stty size; exit 7\n")
+        said = b"".join([data async for _, data in shell.output()]).decode()
+        return said.replace("\r", "").strip().splitlines()[-1], await shell.wait()
+    finally:
+        await shell.kill()
+
+
+async def test_a_terminal_knows_its_size(machine: Machine) -> None:
+    async with machine.provider() as provider:
+        await provider.up(_version("one"))
+        assert await _terminal(provider) == ("31 97", 7)
+
+
+async def test_gvisor_is_the_strong_isolation(machine: Machine) -> None:
+    async with machine.provider(runtime="runsc") as provider:
+        await provider.up(_version("one"))
+        assert await provider.get() == (200, b"one\n")
+        kernel = await provider.run("dmesg")
+        assert "gVisor" in kernel, "the kernel it sees is not this machine's"
+        assert await _terminal(provider) == ("31 97", 7)
+        (replica,) = (await provider.deploy.status(LEASE))["services"]["web"]["replicas"]
+        assert replica["memory_bytes"] > MIB
         await provider.close()
         await provider.until("deploy.removed")
         await provider.deploy.teardown_all()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,6 +36,9 @@ from leasehold.model.market import LeaseId
 
 STARTS = metrics.counter("leasehold_deploy_starts_total", "replicas started", ["runtime", "result"])
 START_SECONDS = metrics.histogram("leasehold_deploy_start_seconds", "start of a replica", [])
+
+FIRST_SYSTRAP = 20230601
+"""The gVisor release from which on its systrap platform is there."""
 
 EARLY_EXITS = 1024
 """Ends kept that came before the answer to their start; only the newest can still be asked for."""
@@ -59,6 +64,7 @@ class OciRuntime(Service):
         self.folder = folder
         self.settings = settings or DeploySettings()
         self.name, self.program = choose(self.settings.runtime)
+        self._platform = gvisor_platform(self.program) if self.name == "runsc" else ""
         self._known: dict[str, Replica] = {}
         self._labels: dict[str, dict[str, Any]] = {}
         self._leases: dict[LeaseId, set[str]] = {}
@@ -184,9 +190,9 @@ class OciRuntime(Service):
                 "run",
                 id=order.key,
                 rootfs=spec,
-                run=self.command(order.key, "run", "-d", "--bundle", str(home),
+                run=self.command(order.key, "run", "--detach", "--bundle", str(home),
                                   "--pid-file", str(home / "pid"), order.key),
-                delete=self.command(order.key, "delete", "-f", order.key),
+                delete=self.command(order.key, "delete", "--force", order.key),
                 pid_file=str(home / "pid"),
                 runtime_log=str(home / "runtime.log"),
                 output=self._output(order),
@@ -303,7 +309,7 @@ class OciRuntime(Service):
 
     @property
     def _idmap(self) -> list[int] | None:
-        if not self.settings.user_namespace:
+        if not self.user_namespace:
             return None
         return [self.settings.id_base, self.settings.id_count]
 
@@ -345,7 +351,9 @@ class OciRuntime(Service):
         if self.name == "crun":
             common += ["--cgroup-manager=cgroupfs"]
         elif self.name == "runsc":
-            common += ["--platform=systrap"]
+            # "host" is the network namespace it is started in, which is the replica's own: our
+            # rules hold, and the kernel's stack knows our routes.
+            common += [f"--platform={self._platform}", "--network=host"]
         return [self.program, *common, "--log-format=json", *arguments]
 
     # -- end --------------------------------------------------------------------------------------
@@ -381,7 +389,12 @@ class OciRuntime(Service):
     @property
     def can_exec(self) -> bool:
         """runc 1.1 cannot enter a user namespace together with a network it does not own."""
-        return self.name != "runc" or not self.settings.user_namespace
+        return self.name != "runc" or not self.user_namespace
+
+    @property
+    def user_namespace(self) -> bool:
+        """gVisor has ids of its own inside its sandbox, and takes no user namespace as well."""
+        return self.settings.user_namespace and self.name != "runsc"
 
     # -- look -------------------------------------------------------------------------------------
 
@@ -482,6 +495,13 @@ def choose(wanted: str) -> tuple[str, str]:
         path="deploy.runtime",
         expected=" or ".join(names),
     )
+
+
+def gvisor_platform(program: str) -> str:
+    """How gVisor catches system calls: by systrap, or by ptrace in releases before 2023-06."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    dated = re.search(r"\b(20\d{6})\.", said.stdout)
+    return "ptrace" if dated and int(dated[1]) < FIRST_SYSTRAP else "systrap"
 
 
 def _replica(item: dict[str, Any]) -> Replica:

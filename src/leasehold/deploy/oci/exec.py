@@ -147,7 +147,7 @@ async def start(
     spec, pid_file = home / f"exec-{name}.json", home / f"exec-{name}.pid"
     spec.write_text(json.dumps(process))
     running = Exec(runtime, f"{key}/exec/{name}")
-    arguments = ["exec", "-d", "--process", str(spec), "--pid-file", str(pid_file)]
+    arguments = ["exec", "--detach", "--process", str(spec), "--pid-file", str(pid_file)]
     try:
         if tty:
             await _start_on_terminal(runtime, running, key, arguments, pid_file)
