@@ -171,7 +171,13 @@ class Node:
 
     # the wire
 
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
+    def connected(self, node: str) -> bool:
+        other = self.fleet.by_name[node]
+        return other.alive and other.reachable and other.side == self.side
+
+    async def pull_intent_query(
+        self, node: str, digest: Digest, seconds: float | None = None
+    ) -> Intent:
         other = await self._reach(node)
         self.intents += 1
         other.fleet.asked[other.name, digest] += 1

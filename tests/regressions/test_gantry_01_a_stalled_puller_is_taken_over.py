@@ -42,7 +42,12 @@ class Neighbours:
         self.stalled = stalled
         self.pulled: list[str] = []
 
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
+    def connected(self, node: str) -> bool:
+        return True
+
+    async def pull_intent_query(
+        self, node: str, digest: Digest, seconds: float | None = None
+    ) -> Intent:
         return self.stalled if node == FIRST else Intent(hrw_rank=1)
 
     async def please_pull(self, node: str, request: PleasePullRequest) -> PleasePullResponse:

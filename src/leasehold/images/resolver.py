@@ -58,6 +58,10 @@ POLL_SMALL, POLL_LARGE = 0.2, 1.0
 ASK_FIRST, ASK_CAP = 1.0, 5.0
 """Seconds between questions to the followed node itself, growing."""
 
+PATIENCE = 3
+"""How much longer nodes that are connected and yet silent are waited for, once, before the next
+rank fetches instead."""
+
 WARN_SECONDS = 10.0
 HEALTHY, UNHEALTHY = 0.7, 0.3
 REMEMBERED = 4096
@@ -87,7 +91,13 @@ Spawn = Callable[[Coroutine[Any, Any, None]], object]
 class Asker(Protocol):
     """Asks other nodes (``coord.client.Client``, or a simulator)."""
 
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent: ...
+    def connected(self, node: str) -> bool:
+        """Whether there is a connection: then silence is slowness, else perhaps death."""
+        ...
+
+    async def pull_intent_query(
+        self, node: str, digest: Digest, seconds: float | None = None
+    ) -> Intent: ...
 
     async def please_pull(self, node: str, request: PleasePullRequest) -> PleasePullResponse: ...
 
@@ -265,6 +275,12 @@ class Resolver:
         digest, second = wanted.digest, bool(prefix)
         names = self._candidates(digest, count)
         answers = await self._query(digest, names, wanted.kind)
+        slow = [n for n in names if n not in answers and n != self.node and self._ask.connected(n)]
+        if slow and not any(_tells(answer) for answer in answers.values()):
+            # To pass over the first rank because it is busy would be one more pull from the origin.
+            patient = self._settings.query_timeout * PATIENCE
+            late = await self._query(digest, slow, wanted.kind, patient)
+            answers = {n: a for n in names if (a := answers.get(n) or late.get(n)) is not None}
 
         for answer in answers.values():  # rule 1
             if answer.recently_failed and answer.failure is not None and answer.failure.trusted:
@@ -301,8 +317,10 @@ class Resolver:
             return "rule6_degraded_expand/"
 
         # rule 7: by our own ranking, whatever the answers say of theirs
-        for node in names:
+        for rank, node in enumerate(names):
             if node in answers and node not in stalled and not self._bad(digest, node):
+                if rank:
+                    log.info("resolver.passed_over", digest=digest, nodes=names[:rank], to=node)
                 found = await self._have_pulled(wanted, node, prefix)
                 if found is not None:
                     return found
@@ -398,7 +416,11 @@ class Resolver:
         return ranking.top(digest, count)
 
     async def _query(
-        self, digest: Digest, names: Sequence[str], kind: ContentKind
+        self,
+        digest: Digest,
+        names: Sequence[str],
+        kind: ContentKind,
+        seconds: float | None = None,
     ) -> dict[str, Intent]:
         """The answers of ``names`` in their order, all asked at once; silent ones are left out."""
         found: dict[str, Intent] = {}
@@ -408,7 +430,7 @@ class Resolver:
                 if node == self.node:
                     found[node] = await self._answer.local_pull_intent(digest)
                 else:
-                    found[node] = await self._ask.pull_intent_query(node, digest)
+                    found[node] = await self._ask.pull_intent_query(node, digest, seconds)
             except LeaseholdError:
                 pass  # unreachable: the rules count who answers
 
@@ -416,7 +438,7 @@ class Resolver:
             await one(self.node)
         else:
             try:
-                async with self._clock.timeout(self._settings.query_timeout):
+                async with self._clock.timeout(seconds or self._settings.query_timeout):
                     async with asyncio.TaskGroup() as tasks:
                         for name in names:
                             tasks.create_task(one(name))
@@ -560,6 +582,11 @@ class _Wanted:
         self.repository = repository
         self.size = size
         self.authorization = authorization
+
+
+def _tells(answer: Intent) -> bool:
+    """Whether an answer decides something: who has it, fetches it, or failed at it."""
+    return answer.has_cached or answer.in_flight or answer.recently_failed
 
 
 def _silence_limit(kind: ContentKind, received: int = 0) -> float:

@@ -31,9 +31,10 @@ ORDER = ["node-e", "node-a", "node-c", "node-d", "node-b"]
 class Neighbours:
     """Five neighbours and ``resolver``, the node ``me`` among (or beside) them.
 
-    ``says[node]`` is its answer to a question, None for silence; ``pulls[node]`` what it says to
-    please_pull (default: started); ``found`` are the records of the DHT, ``score`` its health.
-    ``asked``, ``pulled`` and ``lookups`` tell what was done.
+    ``says[node]`` is its answer to a question, None for silence, ``slow[node]`` the seconds it
+    takes; ``pulls[node]`` what it says to please_pull (default: started); ``found`` are the
+    records of the DHT, ``score`` its health. ``asked``, ``pulled`` and ``lookups`` tell what was
+    done.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Neighbours:
         self.asked: list[str] = []
         self.pulled: list[str] = []
         self.found: list[Holder] = []
+        self.slow: dict[str, float] = {}
         self.score = 1.0
         self.lookups = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -81,8 +83,14 @@ class Neighbours:
     def fresh(self, node: str, **changes: Any) -> Intent:
         return Intent(hrw_rank=self.view.ranking.rank(DIGEST, node), **changes)
 
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
+    def connected(self, node: str) -> bool:
+        return node in self.slow
+
+    async def pull_intent_query(
+        self, node: str, digest: Digest, seconds: float | None = None
+    ) -> Intent:
         self.asked.append(node)
+        await self.clock.sleep(self.slow.get(node, 0.0))
         said = self.says[node]
         if said is None:
             raise PeerError("dial_failed", "silence")

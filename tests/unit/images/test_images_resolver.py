@@ -172,6 +172,23 @@ def test_rule_7_by_our_ranking_and_not_by_theirs(virtual: VirtualClock) -> None:
     run(virtual, test)
 
 
+def test_rule_7_waits_for_a_first_rank_that_is_only_slow(virtual: VirtualClock) -> None:
+    async def test(w: Neighbours) -> None:
+        w.slow = {"node-e": 5.0}
+        assert names(await w.resolve()) == ["node-e"]
+        assert w.pulled == ["node-e"], "one puller, the same for everybody"
+        assert virtual.monotonic() == 7.0
+        # One that stays silent is passed over in the end; one that is known to fetch is not.
+        w.slow = {"node-e": 60.0}
+        assert names(await w.resolve()) == ["node-a"]
+        assert virtual.monotonic() == 7.0 + 2.0 + 6.0
+        w.says["node-c"] = w.fresh("node-c", has_cached=True)
+        assert names(await w.resolve()) == ["node-c"]
+        assert virtual.monotonic() == 15.0 + 2.0
+
+    run(virtual, test)
+
+
 def test_rule_7_may_be_this_very_node(virtual: VirtualClock) -> None:
     async def test(w: Neighbours) -> None:
         found = await w.resolve()

@@ -53,9 +53,12 @@ class Client:
         self._protocols = protocols
         self._taught: dict[str, PeerId] = {}
 
-    async def pull_intent_query(self, node: str, digest: Digest) -> Intent:
+    async def pull_intent_query(
+        self, node: str, digest: Digest, seconds: float | None = None
+    ) -> Intent:
         """What ``node`` knows of ``digest``. Errors: :class:`PeerError`."""
-        answer = await self._ask(node, PullIntentRequest(digest), self._settings.query_timeout)
+        limit = seconds or self._settings.query_timeout
+        answer = await self._ask(node, PullIntentRequest(digest), limit)
         if not isinstance(answer, Intent):
             raise ProtocolViolation("coord_unexpected", f"{node} answered something else")
         return answer
@@ -66,6 +69,13 @@ class Client:
         if not isinstance(answer, PleasePullResponse):
             raise ProtocolViolation("coord_unexpected", f"{node} answered something else")
         return answer
+
+    def connected(self, node: str) -> bool:
+        """Whether there is a connection to ``node`` now."""
+        try:
+            return self._host.connection(self.resolve_peer_id(node)) is not None
+        except PeerError:
+            return False
 
     def resolve_peer_id(self, node: str, peer: PeerId | None = None) -> PeerId:
         """The peer id of ``node``; with ``peer``, teach it first."""
