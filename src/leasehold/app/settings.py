@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from leasehold.core.ops import OpsSettings
+from leasehold.core.ops_settings import OpsSettings
 from leasehold.core.settings import Loaded, load
 from leasehold.deploy.settings import DeploySettings
 from leasehold.dispatch.settings import DispatchSettings

@@ -121,7 +121,7 @@ class _Screen:
         self.line()
         self.line("try it:")
         self.line(f"  curl -H 'Host: hello.localhost' {demo.result.url}/")
-        self.line(f"  {leasehold} lease explain demo/1 --state {state}")
+        self.line(f"  {leasehold} lease explain hello --state {state}")
         self.line("kill the provider; the workload goes on answering, with the same start number:")
         self.line(f"  kill -9 {found.pid}")
         self.line(f"  curl -H 'Host: hello.localhost' {demo.result.url}/")

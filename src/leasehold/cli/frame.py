@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import json
-import os
 import signal
 import sys
 from typing import Any
@@ -15,7 +15,7 @@ from typer._click.exceptions import ClickException
 from typer.core import TyperGroup
 
 from leasehold import __version__
-from leasehold.cli import COMMANDS
+from leasehold.cli import COMMANDS, screen
 from leasehold.core.errors import LeaseholdError
 
 INTERRUPTED = 130
@@ -33,7 +33,9 @@ class LazyGroup(TyperGroup):
             near = difflib.get_close_matches(cmd_name, COMMANDS, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No command {cmd_name!r}.{hint} See 'leasehold --help'.")
-        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name][0]).app)
+        from leasehold.cli.habits import load
+
+        command = load(importlib.import_module(COMMANDS[cmd_name][0]).app)
         command.name = cmd_name
         return command
 
@@ -75,15 +77,27 @@ def run(argv: list[str]) -> int:
         result = command.main(args=argv, prog_name="leasehold", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LeaseholdError as error:
-        show(error, as_json="--json" in argv)
+        show(error, as_json=wants_json(argv))
         return error.kind.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except typer.Exit as leave:
         return leave.exit_code
     except ClickException as error:
-        error.show()
+        if wants_json(argv):
+            show(LeaseholdError("usage", error.format_message()), as_json=True)
+        else:
+            error.show()
         return error.exit_code
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether the answer is wanted as JSON, errors too. What follows ``--`` is somebody else's."""
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    pairs = set(itertools.pairwise(own))
+    return not pairs.isdisjoint({("-o", "json"), ("--output", "json")}) or any(
+        word in ("--json", "-ojson", "--output=json") for word in own
+    )
 
 
 def show(error: LeaseholdError, *, as_json: bool) -> None:
@@ -91,8 +105,14 @@ def show(error: LeaseholdError, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": error.to_dict()}))
         return
-    red, dim, plain = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if _colours() else ("", "", "")
-    print(f"{red}error{plain}: {error.message} {dim}[{error.code}]{plain}", file=sys.stderr)
+
+    def paint(text: str, style: str) -> str:
+        return screen.paint(text, style, stream=sys.stderr)
+
+    print(
+        f"{paint('error', 'red')}: {error.message} {paint(f'[{error.code}]', 'dim')}",
+        file=sys.stderr,
+    )
     listed = error.violations[1:] if len(error.violations) > 1 else ()
     for violation in listed:
         where = f"{violation.path}: " if violation.path else ""
@@ -100,8 +120,4 @@ def show(error: LeaseholdError, *, as_json: bool) -> None:
     if not listed:
         for name, value in (("expected", error.expected), ("got", error.got)):
             if value:
-                print(f"       {dim}{name}{plain} {value}", file=sys.stderr)
-
-
-def _colours() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+                print(f"       {paint(name, 'dim')} {value}", file=sys.stderr)

@@ -113,7 +113,7 @@ def status(
         print_json({"lease": str(lease.id), "name": short, **found, "timeline": story})
         return
     since = screen.ago(story["steps"][-1]["at"])
-    print(f"{screen.paint(short, 'bold')} is {screen.state(story['state'])} since {since}")
+    print(f"{screen.paint(short, 'bold')} is {screen.state(story['state'])} for {since}")
     if story.get("unmet"):
         print(f"  waits for: {story['unmet']}")
     for problem in found.get("errors") or filter(None, [_message(found.get("error"))]):

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError, Violation
 
 app = typer.Typer(
     help="Accepted manifests of a deployment: list, try another, go back.", no_args_is_help=True
@@ -166,6 +166,51 @@ def rollback(
             api.post(f"/deployment/{side.dseq}/rollback{tail}", {"hash": found[0]}) for api in apis
         ]
     _show(results, as_json, print_json)
+
+
+@app.command()
+def send(
+    file: Path = typer.Argument(help="The changed SDL file."),
+    deployment: str = DEPLOYMENT,
+    wait: bool = typer.Option(True, help="Wait until it is healthy or failed."),
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Update a deployment: put the SDL's hash on the market and send its manifest."""
+    from leasehold.cli.sdl import _read
+    from leasehold.cli.state import print_json
+    from leasehold.model import sdl
+    from leasehold.model.manifest import canonical
+
+    side = Side(deployment, ledger, state)
+    loaded = sdl.load(_read(str(file)))
+    hash, body = loaded.hash.hex(), canonical(loaded.manifest())
+    with side.providers() as apis:
+        for api in apis:
+            # Tried first: a manifest that would be refused must not get its hash on the market.
+            report = api.request("POST", f"/deployment/{side.dseq}/validate", content=body)
+            wrong = [v for v in report["violations"] if v["code"] != "hash_mismatch"]
+            if wrong:
+                raise LeaseholdError.of([Violation(**_known(v)) for v in wrong])
+
+        async def announce(client: Any) -> None:
+            id = f"{side.key.address}/{side.dseq}"
+            if (await client.get("deployments", id))["hash"] != hash:
+                await client.update_deployment(side.dseq, hash)
+
+        side.on_market(announce)
+        tail = "?wait=healthy" if wait else ""
+        results = [
+            api.request("PUT", f"/deployment/{side.dseq}/manifest{tail}", content=body)
+            for api in apis
+        ]
+    _show(results, as_json, print_json)
+
+
+def _known(violation: dict[str, Any]) -> dict[str, Any]:
+    names = Violation.__struct_fields__
+    return {name: value for name, value in violation.items() if name in names}
 
 
 @app.command()

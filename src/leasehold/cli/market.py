@@ -6,7 +6,6 @@ name and shorten addresses, ``--json`` never does.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +39,8 @@ def ask(
     key: Key | None = None,
 ) -> T:
     """Run ``work`` with a client of the ledger; its result."""
+    import asyncio
+
     from leasehold.market.client import LedgerClient
 
     async def go() -> T:

@@ -327,6 +327,8 @@ def choose(rows: Sequence[Row], name: str, owners: dict[str, str]) -> Row:
 
 
 def _fits(row: Row, name: str, owners: dict[str, str], *, prefix: bool) -> bool:
+    if name == row.short:
+        return True
     first, *numbers = name.split("/")
     if first.isascii() and first.isdigit() and not prefix:
         numbers, first = [first, *numbers], ""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from prometheus_client.exposition import choose_encoder
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.metrics import REGISTRY
+from leasehold.core.ops_settings import OpsSettings
 from leasehold.core.service import Service
 from leasehold.core.web import HttpServer, bind
 
@@ -24,13 +24,6 @@ PORT_TRIES = 16
 
 Check = Callable[[], str | None]
 """Why this part is not ready; None when it is."""
-
-
-class OpsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: Annotated[str, msgspec.Meta(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[
-        int, msgspec.Meta(description="first port to try; 0 for any free one", ge=0, le=65535)
-    ] = 29995
 
 
 class Ops(Service):

@@ -13,7 +13,3 @@ Open this for that:
 ``follower``    new blocks as they come, none left out
 ``ranges``      arithmetic of heights: consecutive runs, windows, what is missing
 """
-
-from leasehold.index.handlers import worker_handlers
-
-__all__ = ["worker_handlers"]
