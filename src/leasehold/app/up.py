@@ -21,13 +21,14 @@ from leasehold.app.adapters import (
 from leasehold.app.deploying import make_deploy
 from leasehold.app.event_log import open_log
 from leasehold.app.folder import StateFolder
-from leasehold.app.node import make_node
+from leasehold.app.node import make_gate, make_node, signed_by
 from leasehold.app.settings import Settings
 from leasehold.app.workloads import DeployedWorkloads
 from leasehold.core.clock import Clock
 from leasehold.core.logs import get_logger
 from leasehold.core.ops import Ops
 from leasehold.core.service import S, Service, running
+from leasehold.deploy.doctor import require
 from leasehold.dispatch.manager import Manager
 from leasehold.dispatch.worker import Worker
 from leasehold.gateway import gifts, inside, news, node, offers, services, stories, work
@@ -84,6 +85,8 @@ class Provider(Service):
 
     async def start(self) -> None:
         self.began = self.clock.monotonic()
+        if self.settings.deploy.driver == "oci":
+            require(self.settings.deploy)
         self.key = Key.ensure(self.folder / "provider.key")
         self.address = self.key.address
         await self._log_and_market()
@@ -114,7 +117,13 @@ class Provider(Service):
             self.settings.index, rpc=self.ledger.url, chain_id=self.settings.market.chain_id
         )
         self.store = await self._add(Store.at(self.folder / "index.sqlite3", self.clock))
-        manager = Manager(self.clock, self.settings.dispatch)
+        key = self.folder / "node" / "host.key"
+        self.gate = make_gate(key, self.settings.system_services, self.clock)
+        manager = Manager(
+            self.clock,
+            self.settings.dispatch,
+            admit=self.gate.check_worker if self.gate.enforce else None,
+        )
         operations = Operations(manager, self.store, settings, self.clock)
         operations.register()
         manager.mount(index_api(operations, self.clock))
@@ -127,7 +136,8 @@ class Provider(Service):
             network=settings.network,
             chain_id=settings.chain_id,
         )
-        await self._add(Worker(self.clock, worker, worker_handlers(settings)))
+        sign = signed_by(key, self.clock) if self.gate.enforce else None
+        await self._add(Worker(self.clock, worker, worker_handlers(settings), sign=sign))
         self.follower = await self._add(Follower(manager, self.store, self.clock, settings))
         schedule = msgspec.structs.replace(
             self.settings.schedule,
@@ -201,6 +211,7 @@ class Provider(Service):
                 settings=settings.node,
                 system_services=settings.system_services,
                 after=self._started,
+                gate=self.gate,
             )
         )
         self.ops.add_check("node", lambda: None if self.node.ready else "packages being deployed")

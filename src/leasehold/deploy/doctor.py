@@ -9,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import Kind, LeaseholdError, Violation
 from leasehold.deploy.keeper import userns
 from leasehold.deploy.net.nft import LIBRARY
-from leasehold.deploy.oci import cgroups, disk, driver
+from leasehold.deploy.oci import cgroups, disk
+from leasehold.deploy.oci.program import choose
 from leasehold.deploy.programs import find_program
 from leasehold.deploy.settings import DeploySettings
 
@@ -36,15 +37,25 @@ def doctor(settings: DeploySettings | None = None, folder: Path | None = None) -
     return list(_checks(settings, folder or Path("/var/lib")))
 
 
+def require(settings: DeploySettings) -> None:
+    """Refuse to start where workloads could not run, naming everything that is missing.
+
+    Disk and ports are not asked: a provider that comes back must take its workloads over, and they
+    are what fills the one and holds the other. LeaseholdError ``machine_not_ready``.
+    """
+    lacking = [check for check in _needed(settings) if check.level == "error"]
+    if lacking:
+        raise LeaseholdError.of(
+            [
+                Violation("machine_not_ready", f"{check.detail}; {check.fix}", path=check.name)
+                for check in lacking
+            ],
+            kind=Kind.UNAVAILABLE,
+        )
+
+
 def _checks(settings: DeploySettings, folder: Path) -> Iterator[Check]:
-    yield _root()
-    yield _runtime(settings)
-    yield _program("haproxy", "HTTP ingress", "haproxy")
-    yield _nftables()
-    yield _cgroups()
-    yield _kernel()
-    if settings.user_namespace:
-        yield _user_namespaces(settings)
+    yield from _needed(settings)
     yield _overlay()
     if settings.disk_limits:
         yield _disk()
@@ -53,9 +64,25 @@ def _checks(settings: DeploySettings, folder: Path) -> Iterator[Check]:
     yield _ports(settings)
 
 
-def _root() -> Check:
+def _needed(settings: DeploySettings) -> Iterator[Check]:
+    """What no setting and no waiting makes up for."""
+    yield _root(settings)
+    yield _runtime(settings)
+    yield _program("haproxy", "HTTP ingress", "haproxy")
+    if settings.runtime == "process":
+        return
+    yield _nftables()
+    yield _cgroups()
+    if settings.user_namespace:
+        yield _kernel()
+        yield _user_namespaces(settings)
+
+
+def _root(settings: DeploySettings) -> Check:
     if os.geteuid() == 0:
         return Check("root", "ok", "running as root")
+    if settings.runtime == "process":
+        return Check("root", "warning", f"running as uid {os.geteuid()}: no limits are enforced")
     return Check(
         "root",
         "error",
@@ -73,7 +100,7 @@ def _runtime(settings: DeploySettings) -> Check:
             'use deploy.runtime = "auto" for anything but development',
         )
     try:
-        name, program = driver.choose(settings.runtime)
+        name, program = choose(settings.runtime)
     except LeaseholdError as error:
         return Check("container runtime", "error", error.message, "apt-get install crun")
     if name == "runc" and settings.user_namespace:
