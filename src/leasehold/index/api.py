@@ -23,7 +23,14 @@ from msgspec import Meta
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError, not_found
 from leasehold.index.earnings import BalanceOf, Earned
-from leasehold.index.operations import Inserted, Missing, Operations, SyncRange, check_range
+from leasehold.index.operations import (
+    Inserted,
+    LatestQuestion,
+    Missing,
+    Operations,
+    SyncRange,
+    check_range,
+)
 from leasehold.index.ranges import Range, clipped
 from leasehold.index.search import Search
 from leasehold.index.sync import Synced, incomplete
@@ -182,9 +189,9 @@ def application(operations: Operations, clock: Clock | None = None) -> Litestar:
         return Response(out, headers=await covered(network, chain_id, start_height, last))
 
     @post("/scrape_latest", status_code=200)
-    async def scrape_latest(data: LatestData) -> LatestData:
+    async def scrape_latest(data: LatestQuestion) -> LatestData:
         """Catch up with the head of the chain."""
-        return await operations.last_data(data)
+        return await operations.last_data(data.plain())
 
     @post("/sync_range", status_code=200)
     async def sync_range(data: SyncRange) -> LatestData:

@@ -36,6 +36,29 @@ class SyncRange(LatestData, kw_only=True):
     final_height: Annotated[int, Meta(ge=0)] = 0
 
 
+class LatestQuestion(LatestData, kw_only=True):
+    """The parameter of ``last_data``, in either spelling of the original's generations."""
+
+    given_hash: str | None = msgspec.field(default=None, name="lastHash")
+    given_epoch: str | None = msgspec.field(default=None, name="lastEpoch")
+    given_height: int | None = msgspec.field(default=None, name="lastHeight")
+    given_time: str | None = msgspec.field(default=None, name="lastTime")
+    given_check: bool | None = msgspec.field(default=None, name="selfCheck")
+
+    def plain(self) -> LatestData:
+        """In our own spelling."""
+        values = {name: getattr(self, name) for name in LatestData.__struct_fields__}
+        given = {
+            "last_hash": self.given_hash,
+            "last_epoch": self.given_epoch,
+            "last_height": self.given_height,
+            "last_time": self.given_time,
+            "self_check": self.given_check,
+        }
+        values.update((name, value) for name, value in given.items() if value is not None)
+        return LatestData(**values)
+
+
 class Missing(msgspec.Struct):
     """Ranges not stored. Heights are stored whole, so transactions are missing where blocks are."""
 
@@ -72,7 +95,7 @@ class Operations:
         """Offer ``last_data`` and ``sync_range`` on the manager's websocket."""
 
         async def last_data(params: list[Any]) -> Any:
-            return await self.last_data(msgspec.convert(_only(params), LatestData))
+            return await self.last_data(msgspec.convert(_only(params), LatestQuestion).plain())
 
         async def sync_range(params: list[Any]) -> Any:
             return await self.sync_range(msgspec.convert(_only(params), SyncRange))
@@ -87,15 +110,30 @@ class Operations:
     # progress
 
     async def last_data(self, known: LatestData) -> LatestData:
-        """Catch up with the head from ``known``, at most ``latest_window`` heights back."""
+        """Catch up with the head from ``known``, at most ``latest_window`` heights back.
+
+        With ``self_check`` what is stored counts, not what the caller says it has.
+        """
         async with self._doing("last_data", known) as free:
             if not free:
                 return _processing(known)
+            if known.self_check:
+                known = await self._checked(known)
             head = await self.sync.head(known.network, known.chain_id)
             if head.last_height <= known.last_height:
                 return _answer(known, known)
             first = latest_range(known.last_height, head.last_height, self.settings.latest_window)
             return await self._advance(known, first, head.last_height)
+
+    async def _checked(self, known: LatestData) -> LatestData:
+        covered = await self.store.coverage(known.network, known.chain_id)
+        height = covered[-1][1] if covered else 0
+        newest = await self._stored(known.network, known.chain_id, height)
+        if newest is None:
+            return msgspec.structs.replace(known, last_height=0, last_hash="", last_time="")
+        return msgspec.structs.replace(
+            known, last_height=height, last_hash=newest.hash, last_time=newest.time
+        )
 
     async def sync_range(self, known: SyncRange) -> LatestData:
         """The next ``sync_window`` heights of a range that ends at ``final_height``."""

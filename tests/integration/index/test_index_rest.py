@@ -91,3 +91,18 @@ async def test_answers_fit_the_schema_and_name_the_heights(client: httpx.AsyncCl
     assert (await check("GET", "/get_running")).json() == []
     none = await check("GET", f"/check_missing?{WHERE}&start_height=1&end_height=30")
     assert none.json()["missing_blocks"] == []
+
+
+async def test_the_latest_in_the_words_of_either_generation(client: httpx.AsyncClient) -> None:
+    first = {"network": "cosmos", "chain_id": "c", "lastHeight": 25}
+    said = (await client.post("/scrape_latest", json=first)).json()
+    assert said["last_height"] == 30
+    kept = (await client.get(f"/check_missing?{WHERE}&start_height=1&end_height=30")).json()
+    assert kept["missing_blocks"] == [[1, 25]]  # not from the beginning
+    # A caller that believes to be at 3 is told to go on from what is stored.
+    for spelling in ("selfCheck", "self_check"):
+        asked = {"network": "cosmos", "chain_id": "c", "last_height": 3, spelling: True}
+        said = (await client.post("/scrape_latest", json=asked)).json()
+        assert (said["last_height"], bool(said["last_hash"])) == (30, True)
+    kept = (await client.get(f"/check_missing?{WHERE}&start_height=1&end_height=30")).json()
+    assert kept["missing_blocks"] == [[1, 25]]
