@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from leasehold.core.clock import Clock
@@ -13,10 +13,13 @@ from leasehold.events.log import Log
 from leasehold.images.service import Images
 from leasehold.node import legacy
 from leasehold.node.containers import OciContainers
+from leasehold.node.gate import TrustGate, sign
+from leasehold.node.identity import load_or_create, peer_id
 from leasehold.node.log_market import LogMarket
 from leasehold.node.ports import PackageImages, PulledImage
 from leasehold.node.service import Node
 from leasehold.node.settings import NodeSettings, SystemServices
+from leasehold.p2p.host import Host
 
 log = get_logger(__name__)
 
@@ -42,6 +45,7 @@ def make_node(
     system_services: SystemServices,
     environ: Mapping[str, str] = os.environ,
     after: asyncio.Event | None = None,
+    gate: TrustGate | None = None,
 ) -> Node:
     """A node kept in ``root``; old variables of ``environ`` come last, each with a warning.
 
@@ -61,4 +65,25 @@ def make_node(
         images=source,
         containers=lambda supervisor: OciContainers(supervisor, root / "containers", source),
         after=after,
+        gate=gate,
     )
+
+
+def make_gate(key: Path, settings: SystemServices, clock: Clock) -> TrustGate:
+    """Who may join this node, whose key is (or will be) in the file ``key``."""
+    own = peer_id(load_or_create(key).public_key())
+    return TrustGate(own, clock=clock, enforce=settings.trust_graph.enforce)
+
+
+def signed_by(key: Path, clock: Clock) -> Callable[[bytes], dict[str, str]]:
+    """What a worker proves itself with: the key in a file of its own, made when it is not there."""
+    private = load_or_create(key)
+    return lambda body: sign(private, body, clock.now())
+
+
+def tell_of_peers(node: Node, host: Host) -> None:
+    """Let spells know of every peer that ``host`` got to know, or lost."""
+    host.on_identified.append(
+        lambda connection, _identity: node.connection(str(connection.peer), connected=True)
+    )
+    host.on_disconnected.append(lambda peer: node.connection(str(peer), connected=False))

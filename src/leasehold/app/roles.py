@@ -23,10 +23,14 @@ from leasehold.schedule.store import ScheduleStore
 
 
 class WorkerRole(Service):
-    """An index worker of the chain in ``index``."""
+    """An index worker of the chain in ``index``. With a file ``key`` it proves who it is, to
+    managers that accept only workers somebody vouches for."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, key: Path | None = None, clock: Clock | None = None
+    ) -> None:
         super().__init__("worker role", clock=clock)
+        self.key = key if key is not None and key.exists() else None
         self.settings = settings
         self.stop_deadline = settings.dispatch.drain_timeout + 5.0
 
@@ -37,8 +41,13 @@ class WorkerRole(Service):
         dispatch = msgspec.structs.replace(
             self.settings.dispatch, network=index.network, chain_id=index.chain_id
         )
-        worker = Worker(self.clock, dispatch, worker_handlers(index))
-        for service in (ops, worker):
+        sign = None
+        if self.key is not None:
+            from leasehold.app.node import signed_by
+
+            sign = signed_by(self.key, self.clock)
+        self.worker = Worker(self.clock, dispatch, worker_handlers(index), sign=sign)
+        for service in (ops, self.worker):
             await self.resources.enter_async_context(running(service))
 
 

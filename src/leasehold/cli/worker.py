@@ -23,7 +23,9 @@ def worker(
     attach: bool = typer.Option(
         None, "--attach", help="Dial the managers (their attach port) instead of being dialled."
     ),
-    state: Path = typer.Option(None, help="Folder with the settings file."),
+    state: Path = typer.Option(
+        None, help="Folder with the settings file and, if there is one, worker.key."
+    ),
     settings: Path = typer.Option(None, "--settings", help="Settings file (TOML)."),
 ) -> None:
     """Run until Ctrl-C, then finish what was begun."""
@@ -49,5 +51,6 @@ def worker(
         "dispatch.attach": attach,
     }
     flags.update({key: value for key, value in given.items() if value is not None})
-    values = read(state_folder(state), file=settings, flags=flags).values
-    serve(WorkerRole(values), values)
+    folder = state_folder(state)
+    values = read(folder, file=settings, flags=flags).values
+    serve(WorkerRole(values, key=folder / "worker.key"), values)

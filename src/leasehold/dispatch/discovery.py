@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import httpx
 import msgspec
@@ -36,6 +36,10 @@ def ping_url(manager: str) -> str:
     return f"{manager.rstrip('/')}/client_ping"
 
 
+Sign = Callable[[bytes], Mapping[str, str]]
+"""Headers that prove to a manager who sends this body."""
+
+
 class Announcer:
     """Run :meth:`run` for as long as the worker lives."""
 
@@ -50,6 +54,7 @@ class Announcer:
         verify: str | bool = True,
         cert: tuple[str, str] | None = None,
         rng: random.Random | None = None,
+        sign: Sign | None = None,
     ) -> None:
         self.managers = [ping_url(manager) for manager in managers]
         self.clock = clock
@@ -59,6 +64,7 @@ class Announcer:
         self._verify = verify
         self._cert = cert
         self._rng = rng or random.Random()
+        self._sign = sign
 
     async def run(self) -> None:
         headers = {"content-type": "application/json"}
@@ -89,7 +95,8 @@ class Announcer:
     async def _once(self, client: httpx.AsyncClient, url: str) -> tuple[str, str]:
         began = self.clock.monotonic()
         try:
-            answer = await client.post(url, content=self._body)
+            proof = self._sign(self._body) if self._sign is not None else None
+            answer = await client.post(url, content=self._body, headers=proof)
             code, error = str(answer.status_code), ""
             if answer.status_code > 399:
                 error = answer.text[:200]

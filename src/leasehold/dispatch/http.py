@@ -91,6 +91,9 @@ class ManagerApp:
     def _client_ping(self, scope: Any, body: bytes) -> Any:
         try:
             check_token(self.manager.settings.token, _header(scope, b"authorization"))
+            if self.manager.admit is not None:
+                headers = scope["headers"]
+                self.manager.admit(body, {k.decode(): v.decode("latin-1") for k, v in headers})
             try:
                 ping = msgspec.json.decode(body, type=ClientPing)
             except msgspec.MsgspecError as error:

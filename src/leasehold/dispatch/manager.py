@@ -8,7 +8,7 @@ in order or with one error; a worker's death costs a caller time, not a result.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from leasehold.core.clock import Clock
@@ -36,7 +36,9 @@ class Manager(Service):
     ``dialers`` are transports by type (default: gRPC). ``app`` is an ASGI application that gets
     the HTTP requests the manager has no route for, as the index's REST API; JSON-RPC methods are
     registered with :meth:`method`. With ``http=False`` the manager has no HTTP server: workers are
-    then registered through :attr:`registry`.
+    then registered through :attr:`registry`. ``admit`` is given the body and the headers of each
+    announcement and raises for a worker that is not wanted; with it nobody may attach, since a
+    worker that attaches announces nothing it could prove itself by.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Manager(Service):
         dialers: Sequence[Dialer] | None = None,
         app: Any = None,
         http: bool = True,
+        admit: Callable[[bytes, Mapping[str, str]], None] | None = None,
     ) -> None:
         super().__init__("manager", clock=clock)
         self.settings = settings or DispatchSettings()
@@ -54,6 +57,7 @@ class Manager(Service):
         self._given_dialers = dialers
         self._app = app
         self._with_http = http
+        self.admit = admit
         self._pools: dict[PoolKey, Pool] = {}
         self._open: set[Task] = set()
         self.http: HttpServer | None = None
@@ -104,7 +108,9 @@ class Manager(Service):
 
         async def attached(link: WorkerLink) -> None:
             hello = link.hello
-            if hello.id and hello.network:
+            if self.admit is not None:
+                log.warning("worker.refused", worker=hello.id, reason="it cannot prove who it is")
+            elif hello.id and hello.network:
                 await self.registry.adopt(
                     hello.id, hello.network, hello.chain_id, hello.version, link
                 )

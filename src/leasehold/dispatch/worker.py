@@ -31,7 +31,7 @@ from leasehold.core.errors import LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Service
 from leasehold.dispatch import metrics
-from leasehold.dispatch.discovery import Announcer
+from leasehold.dispatch.discovery import Announcer, Sign
 from leasehold.dispatch.registry import RECONNECT, ClientPing, Connectivity
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.transport import LinkClosed, Listener, ManagerLink, load
@@ -101,6 +101,7 @@ class Worker(Service):
         handlers: Mapping[str, Handler] | None = None,
         *,
         listener: Listener | None = None,
+        sign: Sign | None = None,
     ) -> None:
         super().__init__("worker", clock=clock)
         self.settings = settings or DispatchSettings()
@@ -111,6 +112,7 @@ class Worker(Service):
         self.address = ""
         self.stop_deadline = self.settings.drain_timeout + 2.0
         self._listener = listener
+        self._sign = sign
         self._streams: set[_Stream] = set()
 
     def task(self, type: str, *, timeout: float | None = None) -> Callable[[Handler], Handler]:
@@ -173,6 +175,7 @@ class Worker(Service):
                 token=settings.token,
                 verify=settings.tls_ca or True,
                 cert=(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
+                sign=self._sign,
             )
             self.spawn(announcer.run(), name="announce")
         log.info("worker.ready", id=self.id, address=self.address, tasks=sorted(self.handlers))

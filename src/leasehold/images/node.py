@@ -9,7 +9,7 @@ skopeo; ``leasehold up`` runs it inside a provider.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from leasehold.core.clock import Clock
@@ -48,6 +48,7 @@ class ImagesNode(Service):
     ``members`` tells who else there is (default: this node alone, until others are announced);
     ``bootstrap`` are addresses to find the DHT by beside those of the members, and seeds where
     members announce themselves, which ``fleet_secret`` then restricts to those who know it.
+    ``allow`` may refuse a peer that has proven who it is.
     """
 
     start_deadline = 60.0
@@ -68,8 +69,10 @@ class ImagesNode(Service):
         zone: str = "",
         origin: Origin | None = None,
         mirror: bool = True,
+        allow: Callable[[PeerId], bool] | None = None,
     ) -> None:
         super().__init__("images node", clock=clock)
+        self.allow = allow
         self.node = node
         self.zone = zone
         self.settings = settings or ImagesSettings()
@@ -212,6 +215,8 @@ class ImagesNode(Service):
         return reasons
 
     def _allowed(self, peer: PeerId) -> bool:
+        if self.allow is not None and not self.allow(peer):
+            return False
         if self.gossip is not None:
             return True  # one has to come in to announce oneself
         return not self.coord_settings.members_only or peer in self.members.known.by_peer

@@ -19,7 +19,8 @@ Open                 for
 ``rpc``, ``sdk``     JSON-RPC 2.0 on a Unix socket, both ends
 ``spells/``          triggers, the bus, the worker pool, the store of one spell
 ``builtins``         what scripts can call besides services
-``trust``            certificate chains, and the gate that asks what a peer weighs
+``trust``            certificate chains and what they weigh
+``gate``             whom this node accepts by that
 ``log_market``       the market as the provider's own log knows it
 ``testing``          a real node in a test
 ``service``          the whole as one :class:`~leasehold.core.service.Service`

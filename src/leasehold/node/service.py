@@ -31,6 +31,7 @@ from leasehold.model.events.node import PackageDeployed
 from leasehold.node import builtins, bundled, rpc, sources
 from leasehold.node.deployer import Action, Deployer, Result, Step
 from leasehold.node.distro import PackageDistro, SpellDistro
+from leasehold.node.gate import TrustGate
 from leasehold.node.identity import load_or_create, peer_id
 from leasehold.node.instances import Instances, Principals
 from leasehold.node.journal import ROOT_SCOPE, Instance, Journal
@@ -43,7 +44,6 @@ from leasehold.node.spells.pool import Outcome, Pool
 from leasehold.node.spells.store import Role
 from leasehold.node.spells.trigger import TriggerConfig
 from leasehold.node.supervisor import Supervisor
-from leasehold.node.trust import TrustGate
 
 log = get_logger(__name__)
 
@@ -59,6 +59,7 @@ class Node(Service):
     ``containers`` runs services with an image; a function is given the node's supervisor, as
     :class:`leasehold.node.containers.OciContainers` needs it. ``after`` is what the packages wait
     for before they are deployed: the main loop of a process that has more parts than this one.
+    ``gate`` is for those who have to ask it before there is a node.
     """
 
     start_deadline = NODE_START_DEADLINE
@@ -78,6 +79,7 @@ class Node(Service):
         packages: Sequence[PackageDistro] = (),
         on_step: Step | None = None,
         after: asyncio.Event | None = None,
+        gate: TrustGate | None = None,
     ) -> None:
         super().__init__("node", clock=clock)
         self.root = root
@@ -91,6 +93,9 @@ class Node(Service):
         self.extra = {package.name: package for package in packages}
         self.on_step = on_step
         self.after = after
+        self.gate = gate or TrustGate(
+            clock=self.clock, enforce=self.system_services.trust_graph.enforce
+        )
         self.deployed = asyncio.Event()
         self._routine: set[asyncio.Task[None]] = set()
         self.boot_ms: float | None = None
@@ -105,6 +110,7 @@ class Node(Service):
         self.journal = Journal(self.root / "node.db")
         self.resources.callback(self.journal.close)
         self.instances = Instances(self.journal, self.principals)
+        self.gate.own, self.gate.weights = self.principals.host, self._weights
         self.supervisor = Supervisor(self.root, clock=self.clock)
         self.pool = Pool(
             warm=self.settings.spell_workers,
@@ -146,6 +152,7 @@ class Node(Service):
                 self.spells.bus,
                 self.spells,
                 self.log_triggers,
+                self.gate,
             ],
             name="node parts",
             clock=self.clock,
@@ -442,17 +449,9 @@ class Node(Service):
         self.instances.check_removal(who, instance, spell=spell)
         await self.deployer.remove(instance)
 
-    def trust_gate(self) -> TrustGate:
-        """Decides whom to accept, by ``trust-graph``; accepts all unless trust is enforced."""
-
-        async def ask(peer: str) -> int:
-            reply = rpc.check_reply(
-                "get_weight", await self.call("trust-graph", "get_weight", [peer])
-            )
-            return int(reply["weight"])
-
-        enforce = self.system_services.trust_graph.enforce
-        return TrustGate(ask, self.clock.now, enforce=enforce)
+    async def _weights(self) -> Mapping[str, int]:
+        reply = await self.call("trust-graph", "get_weights", [])
+        return dict(rpc.check_reply("trust-graph.get_weights", reply)["weights"])
 
     def connection(self, peer: str, *, connected: bool) -> None:
         """Tell spells that a peer connected or disconnected."""

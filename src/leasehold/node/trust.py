@@ -6,14 +6,14 @@ following one is signed by the peer the link before was issued for. A link is va
 ``2 ** max_chain_len``; each link halves that, and a chain may not be longer than the root allows. A
 peer's weight is the sum over the roots of its best chain from each; 0 means nobody vouches for it.
 
-Pure functions; the service ``trust-graph`` keeps the chains, :class:`TrustGate` asks it.
+Pure functions; the service ``trust-graph`` keeps the chains, ``gate`` asks it.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -148,46 +148,3 @@ def weights(
     for (_, peer), weight in best.items():
         total[peer] = total.get(peer, 0) + weight
     return total
-
-
-class TrustGate:
-    """Decides which nodes, workers and image peers are accepted.
-
-    ``ask(peer)`` returns the weight or raises. Answers are kept ``keep_sec`` seconds; when the
-    service does not answer, an older one counts up to ``stale_sec``, and after that the peer is
-    refused: nobody gets in because a service is down.
-    """
-
-    def __init__(
-        self,
-        ask: Callable[[str], Awaitable[int]],
-        now: Callable[[], float],
-        *,
-        enforce: bool = True,
-        keep_sec: float = 30.0,
-        stale_sec: float = 600.0,
-        max_peers: int = 10_000,
-    ) -> None:
-        self._ask = ask
-        self._now = now
-        self.enforce = enforce
-        self.keep_sec = keep_sec
-        self.stale_sec = stale_sec
-        self.max_peers = max_peers
-        self._known: dict[str, tuple[float, int]] = {}
-
-    async def accepts(self, peer: str) -> bool:
-        """True when trust is not enforced, or when somebody vouches for ``peer``."""
-        if not self.enforce:
-            return True
-        at, weight = self._known.get(peer, (float("-inf"), 0))
-        age = self._now() - at
-        if age > self.keep_sec:
-            try:
-                weight = await self._ask(peer)
-            except Exception:
-                return age <= self.stale_sec and weight > 0
-            self._known[peer] = (self._now(), weight)
-            if len(self._known) > self.max_peers:
-                del self._known[min(self._known, key=lambda p: self._known[p][0])]
-        return weight > 0

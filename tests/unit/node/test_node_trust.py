@@ -9,9 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leasehold.node import trust
+from leasehold.core.clock import VirtualClock
+from leasehold.core.errors import LeaseholdError
+from leasehold.core.service import running
+from leasehold.node import gate, trust
+from leasehold.node.gate import TrustGate
 from leasehold.node.identity import peer_id
-from leasehold.node.trust import BadCertificate, TrustGate
+from leasehold.node.trust import BadCertificate
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 8)]
 IDS = [peer_id(key.public_key()) for key in KEYS]
@@ -88,22 +92,60 @@ def test_bad_chains_say_why(links: list[trust.Link], message: str) -> None:
         trust.check_chain(links, NOW)
 
 
-async def test_the_gate_lets_nobody_in_because_a_service_is_down() -> None:
-    now, weights, up = 0.0, {"good": 4}, True
+def test_the_gate_lets_nobody_in_because_a_service_is_down(virtual: VirtualClock) -> None:
+    weights, up = {"good": 4}, True
 
-    async def ask(peer: str) -> int:
+    async def ask() -> dict[str, int]:
         if not up:
-            raise ConnectionError
-        return weights.get(peer, 0)
+            raise LeaseholdError("call_timeout", "no answer")
+        return weights
 
-    gate = TrustGate(ask, lambda: now, keep_sec=30, stale_sec=600)
-    assert await gate.accepts("good")
-    assert not await gate.accepts("bad")
-    up = False
-    now = 31.0
-    assert await gate.accepts("good")  # Known and not too old.
-    assert not await gate.accepts("bad")
-    assert not await gate.accepts("new")
-    now = 700.0
-    assert not await gate.accepts("good")
-    assert await TrustGate(ask, lambda: now, enforce=False).accepts("anybody")
+    async def main() -> None:
+        nonlocal up
+        door = TrustGate("me", clock=virtual, weights=ask)
+        assert door.accepts("me")
+        assert not door.accepts("good")  # Not asked yet.
+        async with running(door):
+            await virtual.sleep(1)
+            assert door.accepts("good")
+            assert not door.accepts("bad")
+            weights.pop("good")
+            await virtual.sleep(6)
+            assert not door.accepts("good")  # Revoked.
+            weights["good"] = 1
+            await virtual.sleep(6)
+            up = False
+            await virtual.sleep(500)
+            assert door.accepts("good")  # Known, and not too long ago.
+            assert not door.accepts("")
+            await virtual.sleep(200)
+            assert not door.accepts("good")
+            assert door.accepts("me")
+        assert TrustGate(clock=virtual, enforce=False).accepts("anybody")
+
+    virtual.run(main)
+
+
+def test_a_worker_proves_who_it_is(virtual: VirtualClock) -> None:
+    body = b'{"id": "w1"}'
+    headers = gate.sign(KEYS[1], body, 1000.0)
+    assert gate.signer(body, headers, 1200.0) == IDS[1]
+    wrong = [
+        ({**headers, gate.PEER: IDS[2]}, body, 1000.0, "not that peer's"),
+        (headers, b"other", 1000.0, "not that peer's"),
+        (headers, body, 1400.0, "clocks"),
+        ({**headers, gate.SIGNED_AT: "1399"}, body, 1400.0, "not that peer's"),
+        ({**headers, gate.SIGNATURE: "!"}, body, 1000.0, "base64|padding|alphabet"),
+        ({**headers, gate.PEER: "nobody"}, body, 1000.0, "proven"),
+        ({}, body, 1000.0, "is missing"),
+    ]
+    for given_headers, given_body, now, message in wrong:
+        with pytest.raises(LeaseholdError, match=message) as caught:
+            gate.signer(given_body, given_headers, now)
+        assert caught.value.code == "peer_unproven"
+    own = TrustGate(IDS[1], clock=virtual)
+    now = virtual.now()
+    own.check_worker(body, gate.sign(KEYS[1], body, now))
+    with pytest.raises(LeaseholdError, match="nobody vouches"):
+        own.check_worker(body, gate.sign(KEYS[2], body, now))
+    TrustGate(clock=virtual, enforce=False).check_worker(body, {})
