@@ -16,6 +16,8 @@ from leasehold.core.ops import Ops
 from leasehold.core.service import Service, running
 from leasehold.images.membership import FileMembers, Members
 from leasehold.images.node import ImagesNode
+from leasehold.node.bundled import certificates
+from leasehold.node.gate import TrustGate
 from leasehold.p2p.multiaddr import Multiaddr
 
 
@@ -36,6 +38,13 @@ class ImagesRole(Service):
             members = self._pods()
         elif settings.members_file:
             members = FileMembers(Path(settings.members_file), clock=self.clock)
+        # No trust-graph runs here: the files it would be given are asked directly.
+        trusted = self.settings.system_services
+        gate = TrustGate(
+            clock=self.clock,
+            enforce=trusted.trust_graph.enforce,
+            weights=certificates(trusted).weights,
+        )
         self.node = ImagesNode(
             root,
             settings.node_name or socket.gethostname(),
@@ -47,11 +56,12 @@ class ImagesRole(Service):
             bootstrap=[Multiaddr.parse(seed) for seed in settings.seeds],
             fleet_secret=_secret(settings.fleet_secret_file),
             zone=settings.zone,
+            allow=lambda peer: gate.accepts(str(peer), "image peer"),
         )
         # Its store is asked every few seconds; a store that does not answer is "not ready".
         ops = Ops(self.settings.ops, clock=self.clock)
         ops.add_check("images", self._unready)
-        for service in (ops, self.node):
+        for service in (gate, ops, self.node):
             await self.resources.enter_async_context(running(service))
 
     def _pods(self) -> Members:

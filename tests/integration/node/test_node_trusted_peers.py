@@ -16,6 +16,7 @@ from leasehold.dispatch.registry import WorkerState
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.worker import Worker
 from leasehold.node import trust
+from leasehold.node.bundled import certificates
 from leasehold.node.distro import PackageDistro, SpellDistro
 from leasehold.node.identity import load_or_create, peer_id
 from leasehold.node.settings import SystemServices, TrustGraph
@@ -55,6 +56,7 @@ def trusting(folder: Path, *peers: str) -> SystemServices:
 async def test_only_trusted_image_peers_connect_and_spells_hear_of_them(tmp_path: Path) -> None:
     friend, stranger = KeyPair.generate(), KeyPair.generate()
     services = trusting(tmp_path, str(friend.peer_id))
+    assert list(await certificates(services).weights())[-1:] == [str(friend.peer_id)]
     async with node_in(tmp_path / "node", WATCH, system_services=services) as node:
         await until(lambda: node.gate.accepts(str(friend.peer_id)))
         host = Host(KeyPair.generate(), NEAR, allow=lambda peer: node.gate.accepts(str(peer)))

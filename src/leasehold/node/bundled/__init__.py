@@ -90,9 +90,14 @@ def _aqua_ipfs(settings: SystemServices) -> PackageDistro:
     )
 
 
-def _trust_graph(settings: SystemServices) -> PackageDistro:
-    own = settings.trust_graph.certificates
+def certificates(settings: SystemServices) -> TrustGraphInit:
+    """The certificates shipped and those of the operator."""
+    own, replace = settings.trust_graph.certificates, settings.trust_graph.replace_bundle
     bundle = _read("trust_graph/certificates.json")
+    return TrustGraphInit(bundle, Path(own) if own else None, replace=replace)
+
+
+def _trust_graph(settings: SystemServices) -> PackageDistro:
     trust = Path(__file__).parent.parent / "trust.py"
     return PackageDistro(
         name="trust-graph",
@@ -103,9 +108,7 @@ def _trust_graph(settings: SystemServices) -> PackageDistro:
                 name="trust-graph", **_python("trust_graph", **{"trust.py": trust.read_bytes()})
             ),
         ),
-        init=TrustGraphInit(
-            bundle, Path(own) if own else None, replace=settings.trust_graph.replace_bundle
-        ),
+        init=certificates(settings),
     )
 
 

@@ -7,6 +7,7 @@ out, and the package says so. A forged or malformed one fails the initialisation
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leasehold.core.errors import LeaseholdError
+from leasehold.node import trust
 from leasehold.node.distro import Caller, Report
 
 MAX_WARNINGS = 5
@@ -47,7 +49,8 @@ class TrustGraphInit:
                 got=str(self.own),
             ) from None
 
-    async def __call__(self, caller: Caller, report: Report) -> list[str]:
+    def read(self) -> tuple[dict[str, int], list[Any]]:
+        """Roots and chains of the files, as they stand there."""
         roots: dict[str, int] = {}
         chains: list[Any] = []
         for name, data in (("bundle", self.bundle), (str(self.own), self._own_bytes())):
@@ -61,6 +64,20 @@ class TrustGraphInit:
                 raise LeaseholdError(
                     "bad_certificates", f"{name} is no certificate file: {error!r}", path=name
                 ) from None
+        return roots, chains
+
+    async def weights(self) -> dict[str, int]:
+        """What the files alone say, for a process without a ``trust-graph`` to ask."""
+        roots, chains = self.read()
+        now, valid = int(time.time()), []
+        for chain in chains:
+            with contextlib.suppress(trust.BadCertificate):
+                trust.check_chain(chain, now)
+                valid.append(chain)
+        return trust.weights(roots, valid, (), now)
+
+    async def __call__(self, caller: Caller, report: Report) -> list[str]:
+        roots, chains = self.read()
         await caller.call("trust-graph", "reset", roots)
         for peer, length in roots.items():
             await caller.call("trust-graph", "set_root", peer, length)
