@@ -37,6 +37,7 @@ class ManagerRole(Service):
         operations.register()
         self.manager.mount(application(operations, self.clock))
         ops.add_check("workers", self._no_worker)
+        ops.add_check("index store", lambda: store.problem)
         for service in (ops, store, self.manager):
             await self.resources.enter_async_context(running(service))
 

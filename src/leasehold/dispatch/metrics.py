@@ -46,6 +46,7 @@ CHECKS_STATUS = counter(
     "Announcements by answer; code 600: no HTTP answer",
     ["address", "code", "error"],
 )
+NEW_STREAMS = counter("indexers_worker_client_cosmos_new_streams", "Streams managers opened")
 GRPC_REQUESTS = counter(
     "indexers_transport_grpc_requests", "Requests received", ["from", "type", "error"]
 )

@@ -195,6 +195,7 @@ class Worker(Service):
         stream = _Stream(self, link)
         self._streams.add(stream)
         metrics.WORKER_STREAMS.inc()
+        metrics.NEW_STREAMS.inc()
         try:
             await stream.run()
         finally:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from leasehold.index import metrics
 from leasehold.model.chain import (
     Account,
     Amount,
@@ -46,6 +47,7 @@ def meaning(raw: bytes, events: Sequence[Event], log: str, code: int) -> dict[st
             out["transaction_fee"] = _fee(auth)
     except (ValueError, UnicodeDecodeError):
         types, out = [], {}
+        metrics.TX_UNKNOWN.inc()
     if not types:
         # Not a Cosmos transaction, or one of another age: the events name the actions.
         types = [e.get("action") for e in events if e.type == "message" and e.get("action")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ import msgspec
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.dispatch.worker import Handler, Job, Reply
+from leasehold.index import metrics
 from leasehold.index.accounts import Accounts
 from leasehold.index.cometbft import Status, decode_height, decode_search, decode_status
 from leasehold.index.rpc import Rpc
@@ -53,20 +54,39 @@ class Handlers(dict[str, Handler]):
     """Handlers by task type, and the connection they share; a worker closes it when it stops."""
 
     def __init__(self, network: CometNetwork) -> None:
-        super().__init__(
-            {
-                "GetTransactions": network.get_transactions,
-                "GetLatestMark": network.get_latest_mark,
-                "GetLatest": network.get_latest,
-                "GetReward": network.get_reward,
-                "GetAccountBalance": network.get_account_balance,
-                "GetAccountDelegations": network.get_account_delegations,
-            }
-        )
+        tasks: dict[str, Handler] = {
+            "GetTransactions": network.get_transactions,
+            "GetLatestMark": network.get_latest_mark,
+            "GetLatest": network.get_latest,
+            "GetReward": network.get_reward,
+            "GetAccountBalance": network.get_account_balance,
+            "GetAccountDelegations": network.get_account_delegations,
+        }
+        super().__init__({type_: _counted(type_, task) for type_, task in tasks.items()})
         self.network = network
 
     async def aclose(self) -> None:
         await self.network.rpc.close()
+
+
+def _counted(type: str, handler: Handler) -> Handler:
+    """The same handler, with the metrics of the original's workers."""
+    received = metrics.REQUESTS.labels(type)
+    duration = metrics.ENDPOINT_TIME.labels(type)
+
+    async def counted(job: Job) -> AsyncIterator[Reply]:
+        received.inc()
+        replies = handler(job)
+        with duration.time():
+            try:
+                async for reply in replies:
+                    metrics.RESPONSES.labels(reply.type, str(reply.final).lower()).inc()
+                    yield reply
+            finally:
+                if isinstance(replies, AsyncGenerator):
+                    await replies.aclose()
+
+    return counted
 
 
 def worker_handlers(settings: IndexSettings | None = None, *, rpc: Rpc | None = None) -> Handlers:
@@ -102,7 +122,11 @@ class CometNetwork:
         block, results = await asyncio.gather(
             self.rpc.block(height), self.rpc.block_results(height)
         )
-        return decode_height(block, results, version=self._version or "")
+        with metrics.CONVERSION_TIME.time():
+            found = decode_height(block, results, version=self._version or "")
+        metrics.TX_NUM.inc(len(found.transactions))
+        metrics.BLOCK_TX_NUM.observe(len(found.transactions))
+        return found
 
     async def heights(self, first: int, last: int) -> AsyncIterator[IndexedBlock]:
         """``first`` to ``last`` in order, ``rpc_concurrency`` of them fetched at once."""

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from leasehold.core import tables
 from leasehold.core.clock import Clock
+from leasehold.core.logs import get_logger
 from leasehold.core.service import Service, not_running
 from leasehold.index import metrics, schema, writing
 from leasehold.index.ranges import Range, merged
@@ -30,8 +32,18 @@ from leasehold.model.chain import IndexedBlock, Transaction
 READ_BATCH = 100
 """Heights read from the database at once."""
 
+HEALTH_INTERVAL = 10.0
+"""Seconds between looks at the database, as the original's."""
+
+HEALTH_TIMEOUT = 3.0
+"""Seconds after which a database that does not answer is not ready."""
+
+SQLITE_SIZE = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+
 MAX_TOGETHER = 16
 """Writes that share a transaction at most."""
+
+log = get_logger(__name__)
 
 _Outcome = tuple[int, int] | BaseException
 _Waiting = tuple[writing.Write, asyncio.Future[tuple[int, int]]]
@@ -46,6 +58,8 @@ class Store(Service):
         super().__init__("index store", clock=clock)
         self.url = url
         self.engine: AsyncEngine
+        self.problem: str | None = None
+        """Why the database cannot be used, as last looked at; None when it can."""
         self._chains: dict[tuple[str, str], int] = {}
         self._waiting: list[_Waiting] = []
         self._wanted = asyncio.Event()
@@ -72,6 +86,27 @@ class Store(Service):
             event.listen(self._writer, "begin", _begin_writing)
         await self._transact(tables.prepare, schema.SCHEMA)
         self.spawn(self._write_waiting(), name="write")
+        self.spawn(self._look_after(), name="health")
+
+    async def _look_after(self) -> None:
+        """Whether the database answers, how fast, and how large it is."""
+        kind = self.engine.dialect.name
+        name = Path(self.engine.url.database or "").name
+        ping = metrics.DATABASE_PING.labels(kind, name)
+        size = metrics.DATABASE_SIZE.labels(kind, name)
+        ask = SQLITE_SIZE if self.sqlite else "SELECT pg_database_size(current_database())"
+        while True:
+            began = self.clock.monotonic()
+            try:
+                async with self.clock.timeout(HEALTH_TIMEOUT), self.engine.connect() as connection:
+                    found = await connection.exec_driver_sql(ask)
+                    size.set(found.scalar_one())
+                    self.problem = None
+                ping.observe(self.clock.monotonic() - began)
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                self.problem = f"the index's database does not answer: {type(error).__name__}"
+                log.warning("store.unreachable", error=str(error)[:200])
+            await self.clock.sleep(HEALTH_INTERVAL)
 
     def _stop_writer(self) -> None:
         self._thread.shutdown()

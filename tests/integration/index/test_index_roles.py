@@ -15,7 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from leasehold.app.roles import WorkerRole
+from leasehold.app.settings import Settings
+from leasehold.core.ops import OpsSettings
 from leasehold.core.service import running
+from leasehold.dispatch.settings import DispatchSettings
+from leasehold.index.settings import IndexSettings
 from leasehold.index.testing import FakeNode, FakeTx
 
 LEASEHOLD = [sys.executable, "-m", "leasehold"]
@@ -150,3 +155,14 @@ async def test_fetch_and_sync_need_nothing_running(tmp_path: Path) -> None:
         node.broken.clear()
         rest = await processes.output("index", "sync", *base, "--from", "1", "--to", "25")
         assert (rest["stored"], rest.get("missing", [])) == (1, [])
+
+
+async def test_a_worker_announces_the_chain_it_reads() -> None:
+    settings = Settings(
+        ops=OpsSettings(port=0),
+        index=IndexSettings(network="cosmos", chain_id="mine-1"),
+        dispatch=DispatchSettings(worker_port=0, managers=()),
+    )
+    async with running(WorkerRole(settings)) as role:
+        announced = role.worker.settings
+        assert (announced.network, announced.chain_id) == ("cosmos", "mine-1")

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from leasehold.core.errors import LeaseholdError
+from leasehold.core.metrics import REGISTRY
 from leasehold.core.service import running
 from leasehold.index.ranges import merged, missing, runs, watermark
 from leasehold.index.search import Search, find, statement
@@ -222,3 +224,34 @@ def test_coverage_is_exactly_what_is_stored(
                 assert mark + 1 not in model and all(n in model for n in range(1, mark + 1))
 
     asyncio.run(run())
+
+
+async def test_a_database_that_does_not_answer_is_said_to(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leasehold.index.store.HEALTH_INTERVAL", 0.02)
+    store = Store(store_url)
+    kind = "sqlite" if "sqlite" in store_url else "postgresql"
+
+    def size() -> float:
+        name = Path(store.engine.url.database or "").name
+        return (
+            REGISTRY.get_sample_value("health_database_size", {"database_type": kind, "name": name})
+            or 0.0
+        )
+
+    async with running(store), asyncio.timeout(10):
+        while size() < 4096:
+            await asyncio.sleep(0.01)
+        assert store.problem is None
+        with monkeypatch.context() as patch:
+
+            def away(*_: object) -> None:
+                raise ConnectionRefusedError("away")
+
+            patch.setattr(AsyncEngine, "connect", away)
+            while store.problem is None:
+                await asyncio.sleep(0.01)
+            assert "does not answer: ConnectionRefusedError" in store.problem
+        while store.problem is not None:
+            await asyncio.sleep(0.01)
