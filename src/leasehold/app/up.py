@@ -263,7 +263,7 @@ class Provider(Service):
                     *log_routes.routes(self.log, self.engine),
                     *volume_routes.routes(self.volumes),
                     *offers.routes(self.deploy),
-                    *news.routes(self.log, self.address, self.clock),
+                    *news.routes(self.log, self.address, self.clock, self.volumes.ls),
                     *inside.routes(self.manifest, workloads),
                     *work.routes(self.workers, self.tasks, self.scheduler.wake),
                 ],

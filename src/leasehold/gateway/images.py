@@ -44,6 +44,11 @@ def routes(images_of: Callable[[], Images]) -> Sequence[BaseRouteHandler]:
         """Images that were made ready here, latest use last."""
         return [report.listed(record) for record in images_of().keeping.list()]
 
+    @get("/v1/images/inflight", guards=[operator], tags=["images"], sync_to_thread=False)
+    def images_inflight() -> list[report.Flight]:
+        """What is being fetched just now, with the bytes that are here."""
+        return report.flights(images_of())
+
     @post("/v1/images/pull", guards=[operator], tags=["images"], status_code=200)
     async def images_pull(data: Pull) -> report.Pulled:
         """Make an image ready; says how many bytes came from where."""
@@ -76,6 +81,7 @@ def routes(images_of: Callable[[], Images]) -> Sequence[BaseRouteHandler]:
 
     return [
         images_list,
+        images_inflight,
         images_pull,
         images_explain,
         images_inspect,

@@ -9,7 +9,7 @@ quiet one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -92,8 +92,29 @@ async def news(log: Log, clock: Clock) -> AsyncIterator[bytes]:
         await asyncio.gather(ear, return_exceptions=True)
 
 
-def routes(log: Log, provider: str, clock: Clock) -> Sequence[BaseRouteHandler]:
-    """Every route of this area."""
+Volumes = Callable[[str], Awaitable[list[dict[str, Any]]]]
+"""Lists the volumes at or below a global path."""
+
+
+async def volume_lists(
+    log: Log, clock: Clock, volumes: Volumes, owner: str
+) -> AsyncIterator[bytes]:
+    """Lines with the whole list of an owner's volumes, each time it is another one."""
+    told = b""
+    async for line in news(log, clock):
+        kinds = msgspec.json.decode(line)["kinds"]
+        if told and kinds.keys().isdisjoint(("repo", "registry", "workflow")):
+            continue
+        found = msgspec.json.encode(await volumes(f"leases/{owner}")) + b"\n"
+        if found != told:
+            told = found
+            yield found
+
+
+def routes(
+    log: Log, provider: str, clock: Clock, volumes: Volumes | None = None
+) -> Sequence[BaseRouteHandler]:
+    """Every route of this area; those about volumes need ``volumes``."""
     leases = Leases(log)
 
     def permit_of(principal: Principal) -> Permit:
@@ -133,4 +154,14 @@ def routes(log: Log, provider: str, clock: Clock) -> Sequence[BaseRouteHandler]:
         """Which kinds of entities have news, at most five lines a second."""
         return Stream(news(log, clock), media_type=LINES)
 
-    return [own, own_tail, tail, any_news]
+    if volumes is None:
+        return [own, own_tail, tail, any_news]
+    listing = volumes
+
+    @get("/volumes/tail", guards=[any_tenant], tags=["volumes"], operation_id="tailOwnVolumes")
+    async def own_volumes(request: Request[Any, Any, Any]) -> Stream:
+        """All of the tenant's volumes, again each time something about them changed."""
+        owner = principal_of(request).owner
+        return Stream(volume_lists(log, clock, listing, owner), media_type=LINES)
+
+    return [own, own_tail, tail, any_news, own_volumes]

@@ -245,6 +245,10 @@ class Downloads(Service):
         """The transfer of ``digest`` under way."""
         return self._active.get(digest)
 
+    def under_way(self) -> list[Download]:
+        """Every transfer under way, oldest first."""
+        return list(self._active.values())
+
     def progress(self, digest: Digest) -> tuple[int, int | None] | None:
         """(bytes received, size) of a transfer under way."""
         found = self._active.get(digest)

@@ -50,6 +50,18 @@ class Listed(msgspec.Struct):
     holds: list[str]
 
 
+class Flight(msgspec.Struct):
+    """A transfer under way: bytes received of ``size`` (None while nobody knows it)."""
+
+    digest: str
+    kind: str
+    registry: str
+    repository: str
+    received: int
+    size: int | None
+    sources: dict[str, int]
+
+
 class Explained(msgspec.Struct):
     """Where each part of an image came from, and how long it took."""
 
@@ -67,6 +79,22 @@ def listed(record: Record) -> Listed:
     return Listed(
         record.reference, record.digest, record.size, record.at, record.pinned, record.holds
     )
+
+
+def flights(images: Images) -> list[Flight]:
+    """What is being fetched just now."""
+    return [
+        Flight(
+            str(d.digest),
+            d.kind.name.lower(),
+            d.registry,
+            d.repository,
+            d.received,
+            d.size,
+            dict(d.sources),
+        )
+        for d in images.downloads.under_way()
+    ]
 
 
 def explained(record: Record) -> Explained:

@@ -71,6 +71,7 @@ def test_own_routes_show_only_what_is_own(live: Live, stranger: Key) -> None:
     assert get(live, "/leases", token).json() == []
     assert get(live, "/leases/tail", token).content == b"{}\n"
     assert get(live, "/volumes", token).json() == []
+    assert get(live, "/volumes/tail", token).content == b"[]\n"
     for what in ("timeline", "status", "output", "manifest"):
         answer = get(live, f"/lease/1/1/1/{what}", token)
         assert answer.status_code in (200, 404)

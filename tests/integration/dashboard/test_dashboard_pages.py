@@ -93,6 +93,15 @@ def test_a_lease_from_the_page_to_its_end(live: Live, tab: Tab) -> None:
     page.get_by_role("button", name="Close this lease").click()
     page.get_by_role("button", name="Close it now").click()
     expect(page.locator(".lease-head .state")).to_contain_text("closed", timeout=30_000)
+
+    page.get_by_role("link", name="Volumes").click()
+    row = page.locator("tbody tr", has_text=f"/{dseq}/web")
+    expect(row).to_contain_text("frozen", timeout=30_000)
+    row.get_by_role("button", name="Delete …").click()
+    expect(page.get_by_role("button", name="Delete for good")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".said")).to_contain_text("deleted")
+    expect(row).to_have_count(0)
     assert tab.complaints == []
 
 

@@ -10,6 +10,9 @@ from leasehold.dashboard import parts, text
 from leasehold.dashboard.page import Page, Source
 from leasehold.dashboard.tree import Node, h
 
+LOOK = 0.5
+"""Seconds between two looks at what is in flight."""
+
 EXPLAINED = 40
 """Newest images whose origins are added up."""
 
@@ -26,9 +29,16 @@ class Images(Page):
         self.came: dict[str, dict[str, Any]] = {}
         self.chosen = ""
         self.pulling = ""
+        self.flights: list[dict[str, Any]] = []
 
     def sources(self) -> Mapping[str, Source]:
-        return {"images": lambda: self.on_news("images", ("lease",), self._load)}
+        return {
+            "images": lambda: self.on_news("images", ("lease",), self._load),
+            "in flight": lambda: self.every("in flight", self._look_up, LOOK),
+        }
+
+    async def _look_up(self) -> None:
+        self.flights = await self.api.get("/v1/images/inflight")
 
     async def _load(self) -> None:
         found = await self.api.get("/v1/images")
@@ -115,7 +125,7 @@ class Images(Page):
                 parts.button("Verify all", self.verify),
                 on={"submit": self.pull}, class_="filters",
             ),
-            parts.progress("Pulling", 0, None, self.pulling) if self.pulling else None,
+            self._in_flight(),
             parts.panel(
                 "Images of this node",
                 parts.table("Images", ("Reference", "Digest", "Size", "Leases", "Used (UTC)", ""),
@@ -124,6 +134,22 @@ class Images(Page):
                 self._explained(),
             ),
         ]  # fmt: skip
+
+    def _in_flight(self) -> Node | None:
+        if not self.flights:
+            return parts.progress("Pulling", 0, None, self.pulling) if self.pulling else None
+        return parts.panel(
+            "In flight",
+            [
+                parts.progress(
+                    f"{flight['repository']} {text.digest(flight['digest'])}",
+                    flight["received"],
+                    flight["size"],
+                    f"{text.size(flight['received'])} of {text.size(flight['size'])}",
+                )
+                for flight in self.flights
+            ],
+        )
 
     def _over_time(self) -> Node | None:
         pulls = sorted(self.came.values(), key=lambda c: c["at"])[-20:]

@@ -273,7 +273,7 @@ class Lease(Page):
             how = h(
                 "div",
                 h("p", "The workload ends at once. This cannot be undone.", id="close-why"),
-                parts.button("Close it now", self._close, kind="danger", autofocus=True),
+                parts.button("Close it now", self._close, kind="danger"),
                 parts.button("Keep it", self._keep),
                 role="alertdialog", aria_label="Close the lease?", aria_describedby="close-why",
                 class_="confirm",

@@ -127,7 +127,7 @@ class Manifests:
             "div",
             h("p", f"Run {self.back[:12]} again? What runs now is replaced as its rollout says.",
               id="back-why"),
-            parts.button("Roll back", self.roll_back, kind="main", autofocus=True),
+            parts.button("Roll back", self.roll_back, kind="main"),
             parts.button("Stay", lambda: self.ask("")),
             role="alertdialog", aria_label="Roll back?", aria_describedby="back-why",
             class_="confirm",

@@ -27,13 +27,19 @@ class Volumes(Page):
         self.workflows: dict[str, list[str]] = {}
 
     def sources(self) -> Mapping[str, Source]:
+        if not self.api.is_operator:
+            return {"volumes": self._follow}
         kinds = ("repo", "registry", "workflow", "lease")
         return {"volumes": lambda: self.on_news("volumes", kinds, self._load)}
 
+    async def _follow(self) -> None:
+        async for volumes in self.api.lines("/volumes/tail"):
+            self.volumes = volumes
+            self.got("volumes")
+
     async def _load(self) -> None:
         if not self.api.is_operator:
-            self.volumes = await self.api.get("/volumes")
-            return
+            return  # they come by themselves
         self.volumes = await self.api.get("/v1/volumes")
         for repo, steps in self.workflows.items():
             workflow = steps[0]
@@ -154,11 +160,11 @@ class Volumes(Page):
             "restore": f"Bring it back to {subject[:12]}? What it holds now is recorded first.",
             "purge": "Delete it for good? There is no way back.",
         }
+        label = "Delete for good" if what == "purge" else what.capitalize()
         return h(
             "div",
             h("p", says.get(what, what), id="volume-why"),
-            parts.button(what.capitalize(), self.do, kind="danger" if what == "purge" else "main",
-                         autofocus=True),
+            parts.button(label, self.do, kind="danger" if what == "purge" else "main"),
             parts.button("Leave it", self.keep),
             role="alertdialog", aria_label=what, aria_describedby="volume-why", class_="confirm",
             key="confirm",

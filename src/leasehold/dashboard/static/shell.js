@@ -54,5 +54,13 @@
     emitEvent("leasehold-go", href);
     window.leasehold.arrived(document.title, true);
   });
+  // A question that appears takes the focus, as a dialog would.
+  new MutationObserver((changes) => {
+    for (const change of changes) for (const added of change.addedNodes) {
+      const asks = added.matches && (added.matches("[role=alertdialog]") ? added
+        : added.querySelector("[role=alertdialog]"));
+      if (asks) asks.querySelector("button").focus();
+    }
+  }).observe(document.documentElement, { childList: true, subtree: true });
   window.addEventListener("popstate", () => emitEvent("leasehold-go", here()));
 })();
