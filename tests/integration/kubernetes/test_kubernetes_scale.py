@@ -18,7 +18,7 @@ from leasehold.deploy.kubernetes.settings import KubernetesSettings
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]
 
-LEASES = 200
+LEASES = int(os.environ.get("LEASEHOLD_TEST_LEASES", "200"))
 NODES = 2
 
 
@@ -34,6 +34,7 @@ def hollow(plane: ControlPlane) -> Iterator[list[str]]:
             f"--name={name}",
             f"--kubeconfig={plane.kubeconfig('admin')}",
             "--max-pods=250",
+            "--use-host-image-service=false",
             f"--kubelet-port={free_port()}",
             f"--kubelet-read-only-port={free_port()}",
             "--kube-api-qps=200",
@@ -57,6 +58,7 @@ async def test_two_hundred_leases(plane: ControlPlane, hollow: list[str], tmp_pa
             for lease in leases:
                 made = service(image="busybox:1", cpu=10, hosts=(f"h{lease.dseq}.test",))
                 made["resources"]["memory"]["size"]["val"] = str(1 << 20)
+                made["resources"]["storage"] = []  # Hollow nodes have no disk.
                 made["expose"][0]["proto"] = "UDP"  # Hollow replicas accept no connections.
                 await provider.put(group(made), "h1", lease)
             async with asyncio.TaskGroup() as tasks:

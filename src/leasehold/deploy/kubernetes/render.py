@@ -318,6 +318,8 @@ class _Renderer:
         }
         if given.gpu is not None and given.gpu_units:
             amounts[gpu.resource(given.gpu)] = str(given.gpu_units)
+        # A limit of none at all would be kept to: what was not leased is not mentioned.
+        amounts = {name: amount for name, amount in amounts.items() if amount not in ("0", "0m")}
         return {"requests": amounts, "limits": dict(amounts)}
 
     def _claim(self, service: ManifestService, mount: VolumeMount) -> Object:
