@@ -344,6 +344,21 @@ async def a_trimmed_history_starts_at_its_snapshot(log: Log) -> None:
 
 
 @case
+async def what_an_activity_knows_of_each_entity(log: Log) -> None:
+    await log.append(A, None, [new("1"), new("2")], checkpoint=Checkpoint("act", "1", b"s", 1))
+    await log.append(B, None, [new("b")])
+    await log.append(Entity("thing", "c"), ANY, [], checkpoint=Checkpoint("act", None, b"", 0))
+    await log.append(Entity("thing", "d"), ANY, [], checkpoint=Checkpoint("other", None, b"", 0))
+    await log.append(Entity("other", "a"), None, [new("o")])
+    found = [tuple(row) async for page in log.standing("act", "thing") for row in page]
+    assert sorted(found) == [
+        ("a", "2", "1", b"s"),
+        ("b", "b", None, None),
+        ("c", None, None, b""),
+    ]
+
+
+@case
 async def oversized_input_is_refused(log: Log) -> None:
     big = new("1", b"x" * (MAX_EVENT_BYTES + 1))
     assert (await refused(log.append(A, None, [big]))).code == "event_too_large"

@@ -16,7 +16,7 @@ from leasehold.events.event import (
     Timer,
     WillBlock,
 )
-from leasehold.events.log import Log
+from leasehold.events.log import Log, Standing
 
 
 class FencedLog:
@@ -80,6 +80,9 @@ class FencedLog:
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         return await self.log.checkpoints(activity)
+
+    def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        return self.log.standing(activity, kind)
 
     async def trim(self, entity: Entity, keep_from: str) -> int:
         return await self.log.trim(entity, keep_from)

@@ -34,6 +34,14 @@ ANY: Final = "*"
 """As ``parent``: append whatever the head is. Only for facts that cannot conflict."""
 
 
+STANDING_PAGE = 5_000
+"""Entities in one page of :meth:`Log.standing`."""
+
+Standing = tuple[str, str | None, str | None, bytes | None]
+"""An entity's id and the id of its newest event, None when it has none; the tail and the state of a
+checkpoint, state None when there is none. A plain tuple: there may be a million of them."""
+
+
 class VersionConflict(LeaseholdError):
     """The entity moved on since the caller read it; ``head`` is where it is now."""
 
@@ -179,6 +187,11 @@ class Log(Protocol):
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         """All checkpoints of ``activity``."""
+        ...
+
+    def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        """How far ``activity`` has read each entity of ``kind``, in pages: what a start needs to
+        know. Entities without an event or a checkpoint are not told of."""
         ...
 
     async def trim(self, entity: Entity, keep_from: str) -> int:

@@ -19,7 +19,7 @@ from leasehold.events.event import (
     Timer,
     WillBlock,
 )
-from leasehold.events.log import ANY, Trimmed, VersionConflict, refuse_oversized
+from leasehold.events.log import ANY, Standing, Trimmed, VersionConflict, refuse_oversized
 from leasehold.events.signals import SignalHub
 
 
@@ -168,6 +168,18 @@ class MemoryLog:
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         return dict(self._checkpoints.get(activity, {}))
+
+    async def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        saved = self._checkpoints.get(activity, {})
+        page: list[Standing] = []
+        for entity in {**self._by_entity, **saved}:
+            if entity.kind == kind:
+                history, known = self._by_entity.get(entity), saved.get(entity)
+                head = history[-1].id if history else None
+                page.append(
+                    (entity.id, head, *((known.tail, known.state) if known else (None, None)))
+                )
+        yield page
 
     async def trim(self, entity: Entity, keep_from: str) -> int:
         first = self._ids.get((entity, keep_from))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -36,7 +36,7 @@ from leasehold.events.event import (
     WillBlock,
 )
 from leasehold.events.group import GroupCommit
-from leasehold.events.log import Trimmed
+from leasehold.events.log import STANDING_PAGE, Standing, Trimmed
 from leasehold.events.settings import EventsSettings
 
 READERS = 4
@@ -321,6 +321,26 @@ class PostgresLog(GroupCommit):
                 float("-inf") if after is None else after,
             )
         return None if value is None else float(value)
+
+    async def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        last = ""
+        while True:
+            async with self._connection() as db:
+                rows = await db.fetch(
+                    "SELECT e.id, e.head, c.tail, c.state FROM entities e"
+                    " LEFT JOIN checkpoints c ON c.activity = $1 AND c.eid = e.eid"
+                    " WHERE e.kind = $2 AND e.id > $3"
+                    " AND (e.head IS NOT NULL OR c.state IS NOT NULL)"
+                    " ORDER BY e.id LIMIT $4",
+                    activity,
+                    kind,
+                    last,
+                    STANDING_PAGE,
+                )
+            yield rows
+            if len(rows) < STANDING_PAGE:
+                return
+            last = rows[-1][0]
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         async with self._connection() as db:

@@ -27,7 +27,7 @@ from leasehold.events.event import (
     Timer,
     WillBlock,
 )
-from leasehold.events.log import refuse_oversized
+from leasehold.events.log import Standing, refuse_oversized
 
 DEADLINE = 30.0
 """Seconds a call that is no stream may take."""
@@ -168,6 +168,17 @@ class RemoteLog(Service):
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         rows = await self._query(pb.QueryRequest(checkpoints=activity))
         return {rpc.entity_in(row.entity): rpc.checkpoint_in(row.checkpoint) for row in rows}
+
+    async def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        saved = {e: c for e, c in (await self.checkpoints(activity)).items() if e.kind == kind}
+        page: list[Standing] = []
+        for entity, head in await self.entities(kind):
+            known = saved.pop(entity, None)
+            page.append(
+                (entity.id, head.id, *((known.tail, known.state) if known else (None, None)))
+            )
+        page += [(entity.id, None, known.tail, known.state) for entity, known in saved.items()]
+        yield page
 
     async def trim(self, entity: Entity, keep_from: str) -> int:
         request = pb.TrimRequest(entity=rpc.entity_out(entity), keep_from=keep_from)

@@ -40,7 +40,7 @@ from leasehold.events.event import (
     WillBlock,
 )
 from leasehold.events.group import GroupCommit
-from leasehold.events.log import Trimmed
+from leasehold.events.log import STANDING_PAGE, Standing, Trimmed
 from leasehold.events.recent import Recent
 from leasehold.events.settings import EventsSettings
 from leasehold.events.sqlite_writer import Writer
@@ -300,6 +300,24 @@ class SqliteLog(GroupCommit):
             return row[0]  # type: ignore[no-any-return]
 
         return await self._query(earliest)
+
+    async def standing(self, activity: str, kind: str) -> AsyncIterator[Sequence[Standing]]:
+        def page(db: sqlite3.Connection) -> list[Standing]:
+            return db.execute(
+                "SELECT e.id, e.head, c.tail, c.state FROM entities e"
+                " LEFT JOIN checkpoints c ON c.activity = ? AND c.eid = e.eid"
+                " WHERE e.kind = ? AND e.id > ? AND (e.head IS NOT NULL OR c.state IS NOT NULL)"
+                " ORDER BY e.id LIMIT ?",
+                (activity, kind, last, STANDING_PAGE),
+            ).fetchall()
+
+        last = ""
+        while True:
+            rows = await self._query(page)
+            yield rows
+            if len(rows) < STANDING_PAGE:
+                return
+            last = rows[-1][0]
 
     async def checkpoints(self, activity: str) -> dict[Entity, Checkpoint]:
         rows = await self._query(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from leasehold.core.errors import LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.core.retry import Backoff
 from leasehold.core.service import Service
-from leasehold.events.event import Checkpoint, Entity, Signal, Subscribed
+from leasehold.events.event import Entity, Signal, Subscribed
 from leasehold.events.log import Log
 from leasehold.observe.activity import Activity, ActivityFactory
 from leasehold.observe.lanes import Lane
@@ -145,31 +145,39 @@ class Engine(Service):
 
     async def _load(self, registration: Registration) -> None:
         """Put every known activity to sleep where it was, and wake those with news."""
-        for entity, checkpoint in (await self.log.checkpoints(registration.name)).items():
-            _restore(registration, entity.id, checkpoint)
-        for entity in await self.log.checkpoints(PAUSES + registration.name):
-            self.table.pause(self.table.activate(registration, entity.id))
-        await self._wake_changed(registration)
+        paused = {e.id for e in await self.log.checkpoints(PAUSES + registration.name)}
+        await self._wake_changed(registration, paused)
         for entity, checkpoint in (await self.log.checkpoints(ERRORS + registration.name)).items():
             task = self.table.activate(registration, entity.id)
             task.error = msgspec.json.decode(checkpoint.state or b"", type=StoredError)
             self.table.wake(task)
         self.table.count(registration)
 
-    async def _wake_changed(self, registration: Registration) -> None:
-        asleep = registration.asleep
-        if registration.every or asleep:
-            for entity, head in await self.log.entities(registration.entity_kind):
-                sleeper = asleep.get(entity.id)
-                # Most of them, after most restarts: nothing is new.
-                if sleeper is not None and sleeper.tail == head.id:
-                    continue
-                if registration.every or sleeper is not None:
-                    self.table.news(registration, entity, head.id)
-        if registration.eager:
-            for id in list(asleep):
-                if self.table.ours(Entity(registration.entity_kind, id)):
-                    self.table.wake(self.table.activate(registration, id))
+    async def _wake_changed(
+        self, registration: Registration, paused: Set[str] = frozenset()
+    ) -> None:
+        """Put every activity to sleep as its checkpoint says, and wake those with news."""
+        kind, active = registration.entity_kind, registration.active
+        every, eager = registration.every, registration.eager
+        asleep, done = registration.asleep, registration.done
+        async for page in self.log.standing(registration.name, kind):
+            for id, head, tail, state in page:
+                if state is not None and id not in active:
+                    # What we kept of it, if it was not ours meanwhile, is old.
+                    if state[:1] != DONE_MARK:
+                        asleep[id] = Sleeper(tail, state[1:])
+                    else:
+                        asleep.pop(id, None)
+                        done[id] = tail
+                    if tail == head and not eager and id not in paused:
+                        continue  # most of them, after most restarts: nothing is new
+                if id in paused:
+                    self.table.pause(self.table.activate(registration, id))
+                if eager and id in asleep:
+                    if self.table.ours(Entity(kind, id)):
+                        self.table.wake(self.table.activate(registration, id))
+                elif head is not None and (every or id in asleep):
+                    self.table.news(registration, Entity(kind, id), head)
 
     async def stop(self) -> None:
         for lane in self.table.lanes.values():
@@ -218,22 +226,5 @@ class Engine(Service):
     async def rescan(self) -> None:
         """Look at every entity again: some may be ours that were another instance's before."""
         for registration in self.table.registrations.values():
-            for entity, saved in (await self.log.checkpoints(registration.name)).items():
-                # What we kept of it while it was not ours is old.
-                sleeper = registration.asleep.get(entity.id)
-                if entity.id not in registration.active and (
-                    sleeper is None or sleeper.tail != saved.tail
-                ):
-                    registration.asleep.pop(entity.id, None)
-                    _restore(registration, entity.id, saved)
             await self._wake_changed(registration)
         self.timers.forget()
-
-
-def _restore(registration: Registration, id: str, checkpoint: Checkpoint) -> None:
-    """Know an activity as its checkpoint does."""
-    state = checkpoint.state or b""
-    if state[:1] == DONE_MARK:
-        registration.done[id] = checkpoint.tail
-    else:
-        registration.asleep[id] = Sleeper(checkpoint.tail, state[1:])
