@@ -81,6 +81,54 @@ def validate(
         raise typer.Exit(1)
 
 
+@app.command()
+def init(
+    name: str = typer.Argument("web", help="What the service is called."),
+    image: str = typer.Option(..., "--image", help="Its image, as in docker.io/library/nginx:1.27"),
+    port: int = typer.Option(80, "--port", help="The port it listens on."),
+    host: list[str] = typer.Option([], "--host", help="A host name it answers to; repeated."),
+    env: list[str] = typer.Option([], "--env", "-e", help="NAME=value; repeated."),
+    volume: list[str] = typer.Option([], "--volume", help="NAME:/where:SIZE, persistent; repeated"),
+    cpu: str = typer.Option("0.5", "--cpu", help="Cores."),
+    memory: str = typer.Option("512Mi", "--memory", help="Memory."),
+    disk: str = typer.Option("512Mi", "--disk", help="Room for files that do not stay."),
+    count: int = typer.Option(1, "--count", help="Replicas."),
+    price: str = typer.Option("1000", "--price", help="Most to pay a block, base units."),
+    denom: str = typer.Option("uakt", "--denom", help="Of which coin."),
+    file: Path = typer.Option(None, "--file", help="Where to write it; default: print it."),
+    as_json: bool = typer.Option(False, "--json", help="print the file as JSON"),
+) -> None:
+    """Write the SDL file of one public service, to begin with; it is checked before."""
+    from leasehold.cli.scaffold import Wanted, scaffold
+    from leasehold.model import sdl
+
+    text = scaffold(
+        Wanted(
+            name=name, image=image, port=port, hosts=host, env=env, volumes=volume, cpu=cpu,
+            memory=memory, disk=disk, count=count, price=price, denom=denom,
+        )
+    )  # fmt: skip
+    hash = sdl.load(text).hash.hex()
+    if file is not None:
+        try:
+            with file.open("x") as out:
+                out.write(text)
+        except OSError as error:
+            taken = isinstance(error, FileExistsError)
+            raise LeaseholdError(
+                "file_exists" if taken else "file_unwritable",
+                f"cannot write {file}: {error.strerror}",
+                kind=Kind.CONFLICT if taken else Kind.MALFORMED,
+                path=str(file),
+            ) from None
+    if as_json:
+        print(json.dumps({"file": str(file) if file else None, "sdl": text, "hash": hash}))
+    elif file is None:
+        print(text, end="")
+    else:
+        print(f"wrote {file}; deploy it with: leasehold deploy {file}")
+
+
 def _line(file: str, violation: Violation) -> str:
     where = f":{violation.line}:{violation.column}" if violation.line else ""
     text = f"{file}{where}: {violation.path + ': ' if violation.path else ''}{violation.message}"

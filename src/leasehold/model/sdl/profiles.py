@@ -62,8 +62,13 @@ def _read_size(at: At, got: dict[str, At]) -> int:
     text = got["size"].text() or ""
     value = units.size(text)
     if not value:
-        got["size"].fail("size", f"{text!r} is no size", units.SIZE_FORM, text)
+        got["size"].fail("size", _no_size(text), units.SIZE_FORM, text)
     return value or 0
+
+
+def _no_size(text: str) -> str:
+    near = units.nearest_size(text)
+    return f"{text!r} is no size" + (f"; did you mean {near}?" if near else "")
 
 
 def _read_attributes(at: At | None) -> list[Attribute] | None:
@@ -169,7 +174,7 @@ def _read_vendor(vendor: str, at: At) -> list[Attribute]:
             text = got["ram"].text() or ""
             value = units.size(text)
             if not value:
-                got["ram"].fail("gpu_ram", f"{text!r} is no size", units.SIZE_FORM, text)
+                got["ram"].fail("gpu_ram", _no_size(text), units.SIZE_FORM, text)
             key += f"/ram/{text}"
         if "interface" in got:
             text = (got["interface"].text() or "").lower()

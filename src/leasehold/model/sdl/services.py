@@ -131,7 +131,7 @@ def _read_accept(at: At | None) -> list[str]:
     for item in at.items():
         host = item.text() or ""
         if not HOST.match(host):
-            item.fail("accept", f"{host!r} is not a host name", "a host name", host)
+            item.fail("accept", f"{host!r} is not a host name", _host_form(host), host)
         out.append(host)
     return out
 
@@ -203,3 +203,11 @@ def _read_params(at: At) -> Params:
             got["tee"].fail("tee", f"unknown tee {params.tee!r}", " | ".join(TEE_TYPES), params.tee)
             params.tee = ""
     return params
+
+
+def _host_form(given: str) -> str:
+    """What to write instead: the host of a URL, the names a wildcard stands for."""
+    bare = given.partition("://")[2].partition("/")[0].partition(":")[0]
+    if bare and HOST.match(bare):
+        return f"{bare} (without https://)"
+    return "a host name, each name by itself" if "*" in given else "a host name"

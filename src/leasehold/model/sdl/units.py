@@ -46,6 +46,16 @@ def size(text: str) -> int | None:
     return None if value > U64 else int(value)
 
 
+def nearest_size(text: str) -> str:
+    """What ``1GB``, ``1gi`` or ``512 Mi`` were probably meant to be; empty when nobody can say."""
+    tight = re.sub(r"\s+", "", text)
+    match = re.match(rf"^({_NUMBER})([a-zA-Z]*?)(?:[bB](?:ytes)?)?\Z", tight)
+    if match is None:
+        return ""
+    wanted = match[2].lower()
+    return next((match[1] + known for known in SUFFIXES if known.lower() == wanted), "")
+
+
 def cpu(text: str) -> int | None:
     """Thousandths of a core, truncated; None when it is no amount of CPU."""
     match = _CPU.match(text)
