@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leasehold.cli.market import AS, JSON, LEDGER, STATE
+from leasehold.cli.market import AS, JSON, LEDGER, STATE, YES
 
 if TYPE_CHECKING:
     from leasehold.cli.market import Names
@@ -126,16 +126,19 @@ def close(
         10002, help="10000 unstable, 10001 decommission, 10002 unspecified."
     ),
     account: str = typer.Option(None, "--as", help="Whose bid; default: the provider here."),
+    yes: bool = YES,
     ledger: str = LEDGER,
     state: Path = STATE,
     as_json: bool = JSON,
 ) -> None:
     """Close one's own bid; the lease it became ends with it."""
+    from leasehold.cli.confirm import confirm
     from leasehold.cli.market import ask, done, expand, provider_key
     from leasehold.model.market import OrderId
 
     oid = OrderId.parse("/".join(expand(order).split("/")[:4]))
     key = provider_key(account, state)
+    confirm(f"Close the bid on {oid}, and the lease it became?", yes=yes, as_json=as_json)
 
     async def work(client: LedgerClient) -> None:
         await client.close_bid(oid, reason)

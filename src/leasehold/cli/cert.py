@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leasehold.cli.market import AS, JSON, LEDGER, STATE
+from leasehold.cli.market import AS, JSON, LEDGER, STATE, YES
 
 if TYPE_CHECKING:
     from leasehold.cli.market import Names
@@ -92,14 +92,17 @@ def publish(
 def revoke(
     serial: str = typer.Argument(help="The serial, from `leasehold cert ls`."),
     account: str = AS,
+    yes: bool = YES,
     ledger: str = LEDGER,
     state: Path = STATE,
     as_json: bool = JSON,
 ) -> None:
     """Revoke a certificate; providers refuse it from then on."""
+    from leasehold.cli.confirm import confirm
     from leasehold.cli.market import ask, done, tenant_key
 
     key = tenant_key(account)
+    confirm(f"Revoke certificate {serial} for ever?", yes=yes, as_json=as_json)
 
     async def work(client: LedgerClient) -> Any:
         return await client.revoke_certificate(serial)

@@ -179,13 +179,13 @@ def close(
     as_json: bool = JSON,
 ) -> None:
     """Close a deployment with everything in it; the rest of its funds comes back."""
+    from leasehold.cli.confirm import confirm
     from leasehold.cli.market import ask, done, own_id, tenant_key
     from leasehold.model.market import DeploymentId
 
     key = tenant_key(account)
     did = DeploymentId.parse(own_id(id, key))
-    if not yes and not as_json:
-        typer.confirm(f"Close {did} and end its leases?", abort=True)
+    confirm(f"Close {did} and end its leases?", yes=yes, as_json=as_json)
 
     async def work(client: LedgerClient) -> Any:
         return await client.close_deployment(did.dseq)
@@ -199,11 +199,13 @@ def group(
     verb: str = typer.Argument(help="pause, start or close."),
     id: str = typer.Argument(help="DSEQ/GSEQ or OWNER/DSEQ/GSEQ."),
     account: str = AS,
+    yes: bool = YES,
     ledger: str = LEDGER,
     state: Path = STATE,
     as_json: bool = JSON,
 ) -> None:
     """Pause a group (its lease ends), start it again (new bids), or close it."""
+    from leasehold.cli.confirm import confirm
     from leasehold.cli.market import ask, done, own_id, tenant_key
     from leasehold.core.errors import Kind, LeaseholdError
     from leasehold.model.market import GroupId
@@ -214,6 +216,8 @@ def group(
         raise LeaseholdError(
             "bad_verb", "a group can be paused, started or closed", kind=Kind.MALFORMED, got=verb
         )
+    if verb != "start":
+        confirm(f"{verb.capitalize()} {gid} and end its lease?", yes=yes, as_json=as_json)
 
     async def work(client: LedgerClient) -> Any:
         return await getattr(client, f"{verb}_group")(gid)

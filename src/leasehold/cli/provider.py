@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leasehold.cli.market import AS, JSON, LEDGER, STATE
+from leasehold.cli.market import AS, JSON, LEDGER, STATE, YES
 
 if TYPE_CHECKING:
     from leasehold.cli.market import Names
@@ -160,15 +160,15 @@ def resume(state: Path = STATE, as_json: bool = JSON) -> None:
 @app.command()
 def drain(
     reason: str = typer.Option("this provider is being shut down", help="Told to bidders."),
-    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+    yes: bool = YES,
     state: Path = STATE,
     as_json: bool = JSON,
 ) -> None:
     """Pause, and close every lease as decommissioned."""
+    from leasehold.cli.confirm import confirm
     from leasehold.cli.state import print_json
 
-    if not yes:
-        typer.confirm("close every lease of this provider?", abort=True)
+    confirm("Close every lease of this provider?", yes=yes, as_json=as_json)
     closed = _operate("POST", "/v1/provider/drain", state, {"reason": reason})
     if as_json:
         print_json(closed)

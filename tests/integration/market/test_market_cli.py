@@ -110,12 +110,13 @@ def test_from_an_sdl_file_to_a_lease_and_back(
     assert "acme/1/1/1" in text
     assert "5000250 uakt" in text
     assert "at most 50 uakt each" in text
-    cli("bid", "close", "acme/1/1/1", "--reason", "10001")
+    cli("bid", "close", "acme/1/1/1", "--reason", "10001", "--yes")
     assert cli("deployment", "show", "1")["groups"][0]["state"] == "paused"
     cli("deployment", "group", "start", "1/1")
     assert cli("order", "ls", "--only", "open")[0]["id"].endswith("/1/1/2")
-    cli("deployment", "close", "1")
-    cli("deployment", "close", "1", fails="deployment_closed")
+    cli("deployment", "close", "1", fails="not_confirmed")
+    cli("deployment", "close", "1", "--yes")
+    cli("deployment", "close", "1", "-y", fails="deployment_closed")
     assert cli("deployment", "ls", "--only", "active") == []
 
 
@@ -124,8 +125,8 @@ def test_certificates(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "cert" / "client.key").stat().st_mode & 0o777 == 0o600
     assert cli("cert", "ls")[0]["state"] == "valid"
     cli("cert", "publish", str(tmp_path / "cert" / "client.crt"), fails="certificate_exists")
-    cli("cert", "revoke", made["serial"])
-    cli("cert", "revoke", made["serial"], fails="certificate_revoked")
+    cli("cert", "revoke", made["serial"], "--yes")
+    cli("cert", "revoke", made["serial"], "--yes", fails="certificate_revoked")
     assert cli("cert", "ls", "--owner", "acme")[0]["state"] == "revoked"
     cli("cert", "new", str(tmp_path / "cert"), fails="key_exists")
 
