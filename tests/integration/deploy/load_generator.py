@@ -109,17 +109,18 @@ class Load:
 async def main(port: int, host: str, rate: float) -> None:
     loop = asyncio.get_running_loop()
     ended = loop.run_in_executor(None, sys.stdin.read)
-    load, pending, sent = Load(port, host), set(), 0
+    load, pending, sent, seconds = Load(port, host), set(), 0, 1.0
     began = loop.time()
-    while not ended.done():
+    ending = False
+    while not ending:
+        ending = ended.done()  # and what is due until now is sent still
         due = int((loop.time() - began) * rate)
         for number in range(sent, due):
             task = loop.create_task(load.one(number))
             pending.add(task)
             task.add_done_callback(pending.discard)
-        sent = due
+        sent, seconds = due, loop.time() - began
         await asyncio.sleep(TICK)
-    seconds = loop.time() - began
     if pending:
         await asyncio.wait(pending)
     answers = [[status, body, count] for (status, body), count in load.answers.items()]

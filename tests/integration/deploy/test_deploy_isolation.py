@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import shutil
 import time
+from typing import Any
 
-from conftest_deploy import LEASE, MIB, Machine, Provider, group, service
+import pytest
+from conftest_deploy import LEASE, MIB, FakeImage, Machine, Provider, group, service
 
 from leasehold.deploy.oci import cgroups
 from leasehold.model.market import LeaseId
@@ -146,3 +148,38 @@ async def test_a_hostile_image_cannot_lead_our_writes_out(machine: Machine) -> N
         failed = (await provider.until("deploy.failed", "h1")).payload
         assert failed.code == "image_unusable"
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.soak
+async def test_an_image_of_100_000_files_leaves_the_node_well(machine: Machine) -> None:
+    """No file is copied or changed for a replica, so it starts as fast as a small one."""
+    layer = machine.images.layer
+    many = machine.folder / "many"
+    for folder in range(100):
+        (many / f"d{folder}").mkdir(parents=True)
+        for number in range(1000):
+            (many / f"d{folder}" / str(number)).touch()
+    config = {"config": {}}
+    ensure = machine.images.ensure
+
+    async def stacked(reference: str, **more: Any) -> FakeImage:
+        await ensure(reference, **more)
+        return FakeImage(reference, f"sha256:{reference}", config, [layer, many])
+
+    async with machine.provider() as provider:
+        await provider.up(group(service()))
+        machine.images.ensure = stacked  # type: ignore[method-assign,assignment]
+        began = time.monotonic()
+        await provider.up(group(service(hosts=["b.localhost"])), lease=OTHER)
+        assert time.monotonic() - began < 10
+        # Looking at all of them, and changing the owner of as many as the disk holds, is its own
+        # business: the other lease goes on, and what the image is made of is untouched.
+        count = await provider.run(
+            "ls /d*/ | grep -c '^[0-9]'; chown -R 7:7 /d0; true", lease=OTHER
+        )
+        assert count.startswith("100000")
+        assert (await provider.get())[0] == 200
+        assert (many / "d0/0").stat().st_uid == 0
+        await provider.close(OTHER)
+        await provider.until("deploy.removed", lease=OTHER)
+        assert (await provider.get())[0] == 200

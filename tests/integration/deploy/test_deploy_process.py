@@ -8,7 +8,7 @@ import pytest
 from conftest_deploy import LEASE, Machine, group, service
 
 from leasehold.core.errors import LeaseholdError
-from leasehold.deploy.oci import driver
+from leasehold.deploy.oci import program
 
 
 async def test_a_workload_as_a_process(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
@@ -34,8 +34,8 @@ async def test_a_workload_as_a_process(machine: Machine, capfd: pytest.CaptureFi
 
 
 def test_it_is_never_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "find_program", lambda *names: None)
+    monkeypatch.setattr(program, "find_program", lambda *names: None)
     with pytest.raises(LeaseholdError) as refused:
-        driver.choose("auto")
+        program.choose("auto")
     assert refused.value.code == "no_runtime"
     assert "crun" in refused.value.message

@@ -1,4 +1,4 @@
-"""The keeper's socket and loop.
+"""What the keeper does for providers.
 
 Requests (each answered once, all may be repeated):
 
@@ -23,15 +23,14 @@ import fcntl
 import functools
 import os
 import signal
-import socket
 import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from leasehold.deploy.keeper import linux, rootfs, wire
-from leasehold.deploy.keeper.host import arrange_cgroups, bind_short, make_roots
+from leasehold.deploy.keeper import linux, rootfs
+from leasehold.deploy.keeper.endpoint import Endpoint, Message, Refused
+from leasehold.deploy.keeper.host import arrange_cgroups, make_roots
 from leasehold.deploy.keeper.journal import Journal
 from leasehold.deploy.keeper.logs import Output
 from leasehold.deploy.keeper.processes import (
@@ -56,17 +55,6 @@ RESPAWN_FIRST, RESPAWN_CAP, RESPAWN_RESET = 0.1, 5.0, 10.0
 
 START_LIMIT = 10.0
 """Seconds a new keeper waits for starts that its predecessor did not live to see end."""
-
-
-Message = dict[str, Any]
-
-
-class Refused(Exception):
-    """An answer that is an error; ``code`` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass
@@ -95,13 +83,12 @@ class Keeper:
         self.ranges = rootfs.IdRanges()
         self.kept: dict[str, Kept] = {}
         self.held: dict[str, int] = {}
-        self.clients: set[socket.socket] = set()
         self.journal = Journal(f"{folder}/journal")
         self.reaper = Reaper()
         self.stopped = asyncio.Event()
+        self.endpoint = Endpoint(folder, self.answer)
         self._locks: dict[str, asyncio.Lock] = {}
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -140,84 +127,17 @@ class Keeper:
                     self.held[name] = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     async def serve(self) -> None:
-        path = f"{self.folder}/keeper.sock"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.setblocking(False)
-            bind_short(listener, self.folder)
-            os.chmod(path, 0o600)
-            listener.listen(64)
-            self._loop.add_reader(listener, self._accept, listener)
-            await self.stopped.wait()
-            self._loop.remove_reader(listener)
-        os.unlink(path)
+        await self.endpoint.serve(self.stopped)
         self.journal.close()
         with contextlib.suppress(OSError):
             os.rmdir(self.roots)
             os.rmdir(os.path.dirname(self.roots))
 
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            client, _ = listener.accept()
-            client.setblocking(False)
-            self.clients.add(client)
-            self._loop.add_reader(client, self._readable, client)
-
-    def _readable(self, client: socket.socket) -> None:
-        try:
-            message, fds = wire.receive(client)
-        except BlockingIOError:
-            return
-        except (OSError, ValueError):
-            message, fds = None, []
-        if message is None:
-            self._forget(client)
-            return
-        task = self._loop.create_task(self._handle(client, message, fds))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _forget(self, client: socket.socket) -> None:
-        if client in self.clients:
-            self.clients.discard(client)
-            self._loop.remove_reader(client)
-            client.close()
-
-    async def _handle(self, client: socket.socket, message: Message, fds: list[int]) -> None:
-        number = message.get("n")
-        out: list[int] = []
-        try:
-            operation = getattr(self, f"on_{message.get('op')}", None)
-            if operation is None:
-                raise Refused("unknown_operation", f"no operation {message.get('op')!r}")
-            reply: Message = {"n": number, "ok": await operation(message, fds, out)}
-        except Refused as error:
-            reply = {"n": number, "error": str(error), "code": error.code}
-        except rootfs.Unusable as error:
-            reply = {"n": number, "error": str(error), "code": "image_unusable"}
-        except Exception as error:
-            traceback.print_exc()
-            reply = {"n": number, "error": f"{type(error).__name__}: {error}", "code": "failed"}
-        finally:
-            for fd in fds:
-                os.close(fd)
-        self._send(client, reply, out)
-
-    def _send(
-        self, client: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = ()
-    ) -> None:
-        if client not in self.clients:
-            return
-        try:
-            wire.send(client, message, fds)
-        except OSError:
-            # A provider that reads nothing is gone or stuck: it will connect again and list.
-            self._forget(client)
-
-    def _tell(self, event: Message) -> None:
-        for client in list(self.clients):
-            self._send(client, event)
+    async def answer(self, message: Message, fds: list[int], out: list[int]) -> Any:
+        operation = getattr(self, f"on_{message.get('op')}", None)
+        if operation is None:
+            raise Refused("unknown_operation", f"no operation {message.get('op')!r}")
+        return await operation(message, fds, out)
 
     # -- operations -------------------------------------------------------------------------------
 
@@ -484,7 +404,7 @@ class Keeper:
         if not record.get("transient"):
             self.journal.record(kept.id, record)
         kept.ended.set()
-        self._tell({"event": "exited", **_public(kept)})
+        self.endpoint.tell({"event": "exited", **_public(kept)})
         if record.get("transient"):
             self.kept.pop(kept.id, None)
         elif record.get("restart"):
@@ -503,7 +423,7 @@ class Keeper:
             self._ended(kept, Exit(127, None, time.time()))
             print(f"keeper: cannot start {kept.id}: {error}", file=sys.stderr)
             return
-        self._tell({"event": "respawned", **_public(kept)})
+        self.endpoint.tell({"event": "respawned", **_public(kept)})
 
     def _release(self, kept: Kept, *, fds: bool = True) -> None:
         if kept.output is not None:

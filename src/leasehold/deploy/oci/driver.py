@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from leasehold.deploy.net.node import NodeNetwork
 from leasehold.deploy.net.rules import GATEWAY, Attachment
 from leasehold.deploy.oci import bundle, cgroups, disk, image
 from leasehold.deploy.oci.image import HealthCheck
-from leasehold.deploy.programs import find_program
+from leasehold.deploy.oci.program import Program
 from leasehold.deploy.replica import Ended, Order, Replica, State
 from leasehold.deploy.settings import DeploySettings
 from leasehold.deploy.workload import VolumeMount, disk_bytes, lease_name, volume_mounts
@@ -36,9 +34,6 @@ from leasehold.model.market import LeaseId
 
 STARTS = metrics.counter("leasehold_deploy_starts_total", "replicas started", ["runtime", "result"])
 START_SECONDS = metrics.histogram("leasehold_deploy_start_seconds", "start of a replica", [])
-
-FIRST_SYSTRAP = 20230601
-"""The gVisor release from which on its systrap platform is there."""
 
 EARLY_EXITS = 1024
 """Ends kept that came before the answer to their start; only the newest can still be asked for."""
@@ -63,8 +58,9 @@ class OciRuntime(Service):
         self.network = network
         self.folder = folder
         self.settings = settings or DeploySettings()
-        self.name, self.program = choose(self.settings.runtime)
-        self._platform = gvisor_platform(self.program) if self.name == "runsc" else ""
+        self.program = Program.find(
+            self.settings.runtime, user_namespace=self.settings.user_namespace
+        )
         self._known: dict[str, Replica] = {}
         self._labels: dict[str, dict[str, Any]] = {}
         self._leases: dict[LeaseId, set[str]] = {}
@@ -149,9 +145,9 @@ class OciRuntime(Service):
             try:
                 replica = await self._start_replica(order)
             except BaseException:
-                STARTS.labels(self.name, "failed").inc()
+                STARTS.labels(self.program.name, "failed").inc()
                 raise
-            STARTS.labels(self.name, "started").inc()
+            STARTS.labels(self.program.name, "started").inc()
             START_SECONDS.observe(self.clock.monotonic() - began)
             return replica
 
@@ -309,7 +305,7 @@ class OciRuntime(Service):
 
     @property
     def _idmap(self) -> list[int] | None:
-        if not self.user_namespace:
+        if not self.program.user_namespace:
             return None
         return [self.settings.id_base, self.settings.id_count]
 
@@ -341,20 +337,10 @@ class OciRuntime(Service):
         return f"{path}/{key}" if key else path
 
     def command(self, key: str, *arguments: str) -> list[str]:
-        """A command line of the runtime."""
-        common = [
-            "--root",
-            str(self.folder / "runtime"),
-            "--log",
-            str(self.home(key) / "runtime.log"),
-        ]
-        if self.name == "crun":
-            common += ["--cgroup-manager=cgroupfs"]
-        elif self.name == "runsc":
-            # "host" is the network namespace it is started in, which is the replica's own: our
-            # rules hold, and the kernel's stack knows our routes.
-            common += [f"--platform={self._platform}", "--network=host"]
-        return [self.program, *common, "--log-format=json", *arguments]
+        """A command line of the runtime about the replica ``key``."""
+        return self.program.command(
+            self.folder / "runtime", self.home(key) / "runtime.log", *arguments
+        )
 
     # -- end --------------------------------------------------------------------------------------
 
@@ -386,16 +372,6 @@ class OciRuntime(Service):
         """Remove the lease's own control group, once its last replica is gone."""
         cgroups.remove(self.cgroup(lease))
 
-    @property
-    def can_exec(self) -> bool:
-        """runc 1.1 cannot enter a user namespace together with a network it does not own."""
-        return self.name != "runc" or not self.user_namespace
-
-    @property
-    def user_namespace(self) -> bool:
-        """gVisor has ids of its own inside its sandbox, and takes no user namespace as well."""
-        return self.settings.user_namespace and self.name != "runsc"
-
     # -- look -------------------------------------------------------------------------------------
 
     async def replicas(self, lease: LeaseId | None = None) -> list[Replica]:
@@ -415,7 +391,7 @@ class OciRuntime(Service):
     async def answers(self, replica: Replica, ports: Sequence[int]) -> bool:
         if replica.state is not State.RUNNING:
             return False
-        if replica.health is not None and self.can_exec:
+        if replica.health is not None and self.program.can_exec:
             return await self._passes(replica, replica.health)
         loop = asyncio.get_running_loop()
         for port in ports:
@@ -477,31 +453,6 @@ def id_counter() -> int:
     global _counter
     _counter += 1
     return _counter
-
-
-def choose(wanted: str) -> tuple[str, str]:
-    """``(name, path)`` of the runtime to use; ``auto`` takes crun, else runc, and nothing else."""
-    names = ("crun", "runc") if wanted == "auto" else (wanted,)
-    for name in names:
-        program = find_program(name)
-        if program is not None:
-            return name, program
-    raise LeaseholdError(
-        "no_runtime",
-        f"no container runtime found ({' or '.join(names)}); install one "
-        '(Debian: apt-get install crun). Without containers, runtime = "process" runs workloads '
-        "with no isolation whatever, for development only",
-        kind=Kind.UNSUPPORTED,
-        path="deploy.runtime",
-        expected=" or ".join(names),
-    )
-
-
-def gvisor_platform(program: str) -> str:
-    """How gVisor catches system calls: by systrap, or by ptrace in releases before 2023-06."""
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    dated = re.search(r"\b(20\d{6})\.", said.stdout)
-    return "ptrace" if dated and int(dated[1]) < FIRST_SYSTRAP else "systrap"
 
 
 def _replica(item: dict[str, Any]) -> Replica:

@@ -127,7 +127,7 @@ async def start(
     stdin: bool,
 ) -> Exec:
     """Run ``command`` in the replica ``key``; ``executable_not_found`` when it has no such."""
-    if not runtime.can_exec:
+    if not runtime.program.can_exec:
         raise LeaseholdError(
             "exec_unsupported",
             "runc cannot run commands in a container with a user namespace here; install crun",
