@@ -14,6 +14,7 @@ from leasehold.app.settings import Settings
 from leasehold.core.clock import Clock
 from leasehold.core.ops import Ops
 from leasehold.core.service import Service, running
+from leasehold.core.web import HttpServer
 from leasehold.images.membership import FileMembers, Members
 from leasehold.images.node import ImagesNode
 from leasehold.node.bundled import certificates
@@ -61,8 +62,25 @@ class ImagesRole(Service):
         # Its store is asked every few seconds; a store that does not answer is "not ready".
         ops = Ops(self.settings.ops, clock=self.clock)
         ops.add_check("images", self._unready)
-        for service in (gate, ops, self.node):
+        for service in (gate, ops, self.node, self._socket()):
             await self.resources.enter_async_context(running(service))
+
+    def _socket(self) -> HttpServer:
+        """Answers ``leasehold images`` on this machine; who can open the socket is the operator."""
+        from litestar import Litestar
+        from litestar.datastructures import State
+
+        from leasehold.gateway.errors import HANDLERS
+        from leasehold.gateway.images import routes
+
+        app = Litestar(
+            routes(lambda: self.node.images),
+            exception_handlers=HANDLERS,
+            openapi_config=None,
+            state=State({"auth": _Anybody()}),
+            logging_config=None,
+        )
+        return HttpServer(app, path=self.folder / "images.sock", name="images", clock=self.clock)
 
     def _pods(self) -> Members:
         from leasehold.images.kubernetes import ApiServer, KubernetesMembers
@@ -86,6 +104,13 @@ class ImagesRole(Service):
         if self.node.images.unready:
             reasons.append(self.node.images.unready)
         return "; ".join(reasons) or None
+
+
+class _Anybody:
+    """Who got this far is the operator: the socket is his alone (mode 0600)."""
+
+    def is_operator(self, _connection: object) -> bool:
+        return True
 
 
 def _secret(path: str) -> bytes:

@@ -22,13 +22,20 @@ class Api:
     """Requests to one gateway. Refusals come back as LeaseholdError, as the gateway said them.
 
     ``token`` may be a function: it is asked for each request, since a tenant's tokens expire.
+    ``socket``: a Unix socket instead of the host that ``url`` names.
     """
 
-    def __init__(self, url: str, token: str | Callable[[], str]) -> None:
+    def __init__(
+        self, url: str, token: str | Callable[[], str], *, socket: Path | None = None
+    ) -> None:
         self.url = url
         self.token: Callable[[], str] = (lambda: token) if isinstance(token, str) else token
         self._client = httpx.Client(
-            base_url=url, headers={"Accept": "application/json"}, timeout=TIMEOUT, auth=self._sign
+            base_url=url,
+            headers={"Accept": "application/json"},
+            timeout=TIMEOUT,
+            auth=self._sign,
+            transport=httpx.HTTPTransport(uds=str(socket)) if socket is not None else None,
         )
 
     def _sign(self, request: httpx.Request) -> httpx.Request:

@@ -1,7 +1,8 @@
 """``leasehold images``: what is here, where it came from, and getting or dropping it.
 
-With a provider running on this machine its API is asked; otherwise the command opens the images
-folder itself, which only one process may do at a time.
+With a provider running on this machine its API is asked, with `leasehold node --only images` its
+socket; otherwise the command opens the images folder itself, which only one process may do at a
+time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Container images of this node.")
+
+SOCKET = "images.sock"
+"""In the state folder, mode 0600: where ``leasehold node --only images`` answers."""
 
 STATE = typer.Option(None, help="State folder of the provider of this machine.")
 JSON = typer.Option(False, "--json", help="As JSON.")
@@ -171,6 +175,21 @@ def verify(state: Path = STATE, as_json: bool = JSON) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def identity(state: Path = STATE, as_json: bool = JSON) -> None:
+    """Show this node's peer id, as other nodes' files and seeds need it; makes it when new."""
+    from leasehold.cli.state import state_folder
+    from leasehold.p2p.keys import KeyPair
+
+    folder = state_folder(state) / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    peer = str(KeyPair.load_or_create(folder / "identity").peer_id)
+    if as_json:
+        _print_json({"peer_id": peer})
+    else:
+        print(peer)
+
+
 def _ask(
     method: str,
     path: str,
@@ -181,20 +200,34 @@ def _ask(
     query: dict[str, str] | None = None,
 ) -> Any:
     """By the API of the provider that runs here, else on the folder itself."""
-    from leasehold.cli.client import operator
-    from leasehold.cli.state import running
+    from leasehold.cli.client import Api, operator
+    from leasehold.cli.state import running, state_folder
     from leasehold.core.errors import LeaseholdError
+
+    def over(api: Any) -> Any:
+        if method == "GET":
+            return api.get(path, **(query or {}))
+        return api.post(path, {} if body is None else body)
 
     try:
         running(state)
     except LeaseholdError as error:
         if error.code != "not_up":
             raise
-        return _alone(state, directly)
-    with operator(state) as api:
-        if method == "GET":
-            return api.get(path, **(query or {}))
-        return api.post(path, {} if body is None else body)
+    else:
+        with operator(state) as api:
+            return over(api)
+    socket = state_folder(state) / SOCKET
+    if socket.exists():
+        api = Api("http://images", "owner-of-the-socket", socket=socket)
+        try:
+            return over(api)
+        except LeaseholdError as error:
+            if error.code != "gateway_unreachable":
+                raise
+        finally:
+            api.close()
+    return _alone(state, directly)
 
 
 def _alone(state: Path | None, directly: Any) -> Any:

@@ -178,7 +178,9 @@ class ImagesNode(Service):
         self._parts = parts
         await parts._started.wait()
         self.server.bind(self.host)
-        self.members.announce_own(self.member)
+        member = self.member
+        log.info("images.node.listening", addresses=member.addresses, transfer=member.transfer)
+        self.members.announce_own(member)
         self.spawn(self._announce_all(), name="announce")
 
     async def stop(self) -> None:

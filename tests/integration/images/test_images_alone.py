@@ -79,6 +79,17 @@ port = {self.ops}
             await process.wait()
             await following
 
+    async def images(self, *command: str) -> Any:
+        """``leasehold images`` beside the running node."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "leasehold", "images", *command, "--json",
+            "--state", str(self.folder),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        assert process.returncode == 0, (out, err)
+        return json.loads(out)
+
     async def ready(self, client: httpx.AsyncClient) -> None:
         """Polled, as an orchestrator does. Alone it never is: the members file names two."""
         async with asyncio.timeout(40):
@@ -110,5 +121,10 @@ async def test_two_nodes_share_one_pull(registry: Any, tmp_path: Path) -> None:
             assert all(a.content == blob.blob for a in answers)
             metrics = (await client.get(f"http://127.0.0.1:{left.ops}/metrics")).text
             assert "p2p_origin_pull_total" in metrics
+        pulled = await left.images("pull", f"{registry.host}/alone/app:1")
+        assert pulled["bytes"]["cache"] >= len(blob.blob), "the mirror's bytes are here"
+        listed = await left.images("ls")
+        assert [row["reference"] for row in listed] == [f"{registry.host}/alone/app:1"]
+        assert (left.folder / "images.sock").stat().st_mode & 0o777 == 0o600
     gets = registry.logs.read_text().count(f'"GET {path} ')
     assert gets == 1, "each digest leaves the registry once"

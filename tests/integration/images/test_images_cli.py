@@ -57,3 +57,9 @@ async def test_pull_explain_verify_and_collect(registry: Any, tmp_path: Path) ->
     assert gone["images"] == [name] and gone["layers"] == 2
     missing = await leasehold("explain", "nothing", *state, expect=4)
     assert "image_not_found" in missing
+
+
+async def test_an_identity_is_shown_and_stays(tmp_path: Path) -> None:
+    first = await leasehold("identity", "--state", str(tmp_path), "--json")
+    assert first["peer_id"].startswith("12D3KooW")
+    assert await leasehold("identity", "--state", str(tmp_path), "--json") == first
