@@ -175,7 +175,11 @@ async def check(node: Node, version: int) -> None:
 
 def _belongs(pid: str, root: str) -> bool:
     """Whether a process was started as a service of the node in ``root``."""
+    process = Path("/proc", pid)
     try:
-        return f"LEASEHOLD_DATA={root}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        if f"LEASEHOLD_DATA={root}".encode() in (process / "environ").read_bytes():
+            return True
+        # A script in the keeper's interpreter has the keeper's first environment.
+        return f"\0-S\0{root}/".encode() in (process / "cmdline").read_bytes()
     except OSError:
         return False

@@ -26,4 +26,5 @@ lines without ``n`` are changes of state, sent to everybody connected.
 ``watch``    start, restart, stop, adopt
 ``process``  one service, and its log
 ``child``    between fork and exec
+``script``   services in Python without an exec
 """

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 
+from leasehold.node.keeper import script
 from leasehold.node.keeper.process import Process
 
 SYS_PIDFD_GETFD = 438
@@ -84,6 +85,9 @@ def _become(process: Process, groups: list[str], word: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.chdir(spec["cwd"])
     os.umask(0o077)
+    if script.can_run(spec["argv"]):
+        os.close(word)  # As exec would: from here on it runs.
+        script.run(spec["argv"], env)
     os.execvpe(spec["argv"][0], spec["argv"], env)
 
 
