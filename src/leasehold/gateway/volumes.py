@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.handlers import BaseRouteHandler
 
+from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.gateway.auth import any_tenant, operator, principal_of
+from leasehold.gateway.claims import FULL
 from leasehold.storage.shadow import Author
 from leasehold.storage.volumes import Volumes
 
@@ -36,6 +38,14 @@ class Move(msgspec.Struct, forbid_unknown_fields=True):
     volume: str
     path: str
     host: str = ""
+
+
+class Adopt(msgspec.Struct, forbid_unknown_fields=True):
+    """The deployment that gets the volume, and which of its services' volumes it becomes."""
+
+    dseq: Annotated[int, msgspec.Meta(ge=1)]
+    service: str
+    volume: str
 
 
 def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
@@ -108,7 +118,16 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
     @delete("/volumes/{repo:str}", guards=[any_tenant], tags=["volumes"], status_code=204)
     async def purge_volume(repo: str, request: Request[Any, Any, Any]) -> None:
         """Delete one of the tenant's frozen volumes for good."""
-        await volumes.purge(principal_of(request).owner, repo)
+        await volumes.purge(_owner(request), repo)
+
+    @post("/volumes/{repo:str}/adopt", guards=[any_tenant], tags=["volumes"], status_code=202)
+    async def adopt_volume(
+        repo: str, data: Adopt, request: Request[Any, Any, Any]
+    ) -> dict[str, Any]:
+        """Give one of the tenant's frozen volumes to another deployment, before its manifest is
+        sent; answers with the workflow that moves it there."""
+        workflow = await volumes.adopt(_owner(request), repo, data.dseq, data.service, data.volume)
+        return {"volume": repo, "workflow": workflow}
 
     return [
         volumes_list,
@@ -121,4 +140,19 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
         volumes_clear,
         own_volumes,
         purge_volume,
+        adopt_volume,
     ]
+
+
+def _owner(request: Request[Any, Any, Any]) -> str:
+    """The tenant; a volume outlives its lease, so a token for some leases is not enough."""
+    principal = principal_of(request)
+    if principal.access != FULL:
+        raise LeaseholdError(
+            "forbidden",
+            "changing volumes needs a token with full access",
+            kind=Kind.FORBIDDEN,
+            expected="full",
+            got=principal.access.access,
+        )
+    return principal.owner

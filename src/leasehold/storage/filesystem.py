@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
@@ -19,7 +20,7 @@ from leasehold.model.events import storage as facts
 from leasehold.storage import immutable
 from leasehold.storage.commands import Repos
 from leasehold.storage.content import sync_filesystem
-from leasehold.storage.errors import Stored, Strong, Weak
+from leasehold.storage.errors import Marked, Stored, Strong, Weak
 from leasehold.storage.gitlab import Gitlab
 from leasehold.storage.host import SYSTEM, discard, prune
 from leasehold.storage.moves import Moves
@@ -31,6 +32,8 @@ from leasehold.storage.tiers import Tiers
 
 SERVE_PATIENCE = 5.0
 """Seconds a question about a repo waits for it to be served."""
+
+T = TypeVar("T")
 
 
 class FileStorage(Moves, Tiers):
@@ -179,12 +182,21 @@ class FileStorage(Moves, Tiers):
 
     # -- on demand -----------------------------------------------------------------------------
 
+    async def _asked(self, repo: str, work: Callable[[], T]) -> T:
+        """As :meth:`locked`, for somebody who waits for the answer."""
+        try:
+            return await self.locked(repo, work)
+        except Marked as error:
+            if isinstance(error.__cause__, LeaseholdError):
+                raise error.__cause__ from None
+            raise
+
     async def snapshot(self, repo: str, author: Author, reason: str) -> Snapshot:
         """Record the volume as it is now."""
         state = await self._served(repo, "online")
         shadow = self.shadow(state)
         files = Path(state.host_path)
-        taken = await self.locked(
+        taken = await self._asked(
             repo, lambda: shadow.snapshot(files, author, reason, self.clock.now())
         )
         fact = facts.SnapshotTaken(
@@ -199,13 +211,13 @@ class FileStorage(Moves, Tiers):
 
     async def history(self, repo: str, limit: int = 1000) -> list[Snapshot]:
         state = await self._served(repo)
-        return await self.locked(repo, lambda: self.shadow(state).history(limit))
+        return await self._asked(repo, lambda: self.shadow(state).history(limit))
 
     async def diff(self, repo: str, old: str, new: str | None = None) -> list[Change]:
         """What changed between two snapshots; ``new`` defaults to the newest."""
         state = await self._served(repo)
         shadow = self.shadow(state)
-        return await self.locked(
+        return await self._asked(
             repo, lambda: shadow.diff(shadow.resolve(old), shadow.resolve(new))
         )
 
@@ -213,9 +225,9 @@ class FileStorage(Moves, Tiers):
         """Bring the volume back to a snapshot; what is there now is recorded first."""
         state = await self._served(repo, "online")
         shadow = self.shadow(state)
-        commit = await self.locked(repo, lambda: shadow.resolve(at))
+        commit = await self._asked(repo, lambda: shadow.resolve(at))
         await self.snapshot(repo, author, f"before restoring {commit[:12]}")
-        done = await self.locked(repo, lambda: restore(shadow, commit, Path(state.host_path)))
+        done = await self._asked(repo, lambda: restore(shadow, commit, Path(state.host_path)))
         await self.snapshot(repo, author, f"restored {commit[:12]}")
         return done
 

@@ -8,6 +8,7 @@ on the same file system is the moment it becomes real, or is gone.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.storage import immutable
 from leasehold.storage.commands import Repos
 from leasehold.storage.content import ContentStore
-from leasehold.storage.errors import Weak
+from leasehold.storage.errors import Marked, Weak
 from leasehold.storage.paths import Layout
 from leasehold.storage.shadow import Author, Shadow
 from leasehold.storage.state import RepoState
@@ -73,7 +74,8 @@ class HostFiles:
         try:
             return await asyncio.shield(running)
         except OSError as error:
-            raise _file_error(error) from error
+            failure = _file_error(error)
+        raise failure
 
     def _leave(self, repo: str) -> None:
         self._waiting[repo] -= 1
@@ -118,14 +120,18 @@ def prune(folder: Path, top: Path) -> None:
         folder = folder.parent
 
 
-def _file_error(error: OSError) -> Exception:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return Weak(
-            LeaseholdError(
-                "disk_full",
-                f"no space is left for volumes: {error}",
-                kind=Kind.UNAVAILABLE,
-                retry_after=30.0,
-            )
+def _file_error(error: OSError) -> Marked:
+    """Marked for the activities; the error inside is what a caller is told."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem = LeaseholdError(
+            "disk_full",
+            f"no space is left for volumes: {error}",
+            kind=Kind.UNAVAILABLE,
+            retry_after=30.0,
         )
-    return Weak(LeaseholdError("volume_io", f"the volume's files: {error}", kind=Kind.INTERNAL))
+    else:
+        problem = LeaseholdError(
+            "volume_io", f"the volume's files: {error}", kind=Kind.INTERNAL, got=error.filename
+        )
+    problem.__cause__ = error
+    return Weak(problem)

@@ -193,6 +193,14 @@ class Volumes(Service):
     async def adopt(self, owner: str, repo: str, dseq: int, service: str, volume: str) -> str:
         """Move a frozen volume of ``owner`` to a new lease of theirs; returns the workflow."""
         state = await self.owned(owner, repo)
+        if state.tier != "frozen":
+            raise LeaseholdError(
+                "volume_tier",
+                f"only a frozen volume can be adopted, and this one is {state.tier}",
+                kind=Kind.CONFLICT,
+                expected="frozen",
+                got=state.tier,
+            )
         workflow = await self.repos.begin_move(
             repo,
             volume_path(owner, dseq, service, volume),
@@ -277,25 +285,37 @@ class Volumes(Service):
 
     # -- in the background ---------------------------------------------------------------------
 
+    async def relieve(self) -> str:
+        """While the disk is short, the frozen volume that would go soonest anyway goes now.
+
+        Returns the one that went, empty for none. Its contents go with the sweep that follows."""
+        volumes = await self.of()
+        self._reserved = sum(max(s.size_bytes, s.bytes) for _, s in volumes)
+        frozen = [
+            (state.frozen_at, repo)
+            for repo, state in volumes
+            if state.tier == "frozen" and state.keep_until and not state.busy
+        ]
+        FROZEN_BYTES.set(sum(s.bytes for _, s in volumes if s.tier == "frozen"))
+        if any(state.deleted for _, state in volumes):
+            return ""  # what is on its way out may be enough
+        if not frozen or self.storage.free_bytes() >= self.settings.keep_free_bytes:
+            return ""
+        _, oldest = min(frozen)
+        log.warning("volume.yields", repo=oldest)
+        await self.repos.delete(oldest, "pressure")
+        return oldest
+
     async def _yield_under_pressure(self) -> None:
-        """While the disk is short, the frozen volume that would go soonest anyway goes now."""
         while True:
-            volumes = await self.of()
-            self._reserved = sum(max(s.size_bytes, s.bytes) for _, s in volumes)
-            frozen = [
-                (state.frozen_at, repo)
-                for repo, state in volumes
-                if state.tier == "frozen" and state.keep_until and not state.busy
-            ]
-            FROZEN_BYTES.set(sum(s.bytes for _, s in volumes if s.tier == "frozen"))
-            if frozen and self.storage.free_bytes() < self.settings.keep_free_bytes:
-                _, oldest = min(frozen)
-                log.warning("volume.yields", repo=oldest)
-                try:
-                    await self.repos.delete(oldest, "pressure")
-                except LeaseholdError as error:
-                    log.warning("volume.does_not_yield", repo=oldest, error=str(error))
-            await self.clock.sleep(PRESSURE_EVERY)
+            try:
+                yielded = await self.relieve()
+                await self.clock.sleep(PRESSURE_EVERY)
+                if yielded:
+                    await self.sweep()
+            except (LeaseholdError, OSError) as error:
+                log.warning("volume.does_not_yield", error=str(error))
+                await self.clock.sleep(PRESSURE_EVERY)
 
     async def _snapshot_regularly(self) -> None:
         while True:

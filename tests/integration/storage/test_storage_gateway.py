@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import httpx
 import pytest
 
 from leasehold.core.service import running
+from leasehold.events.event import Entity
 from leasehold.events.sqlite import SqliteLog
 from leasehold.gateway import log as log_routes
 from leasehold.gateway import volumes as volume_routes
 from leasehold.gateway.server import Gateway
 from leasehold.gateway.settings import GatewaySettings
+from leasehold.market.accounts import Key, sign_token
 from leasehold.observe.engine import Engine
 from leasehold.storage import immutable
 from leasehold.storage.volumes import Volumes
@@ -77,3 +80,58 @@ async def test_volumes_and_events_over_http(root: Path) -> None:
                     "/v1/observe/task", params={"activity": "nope", "entity": entity}
                 )
                 assert bad.json()["code"] == "activity_not_found"
+
+
+async def test_a_tenant_gives_a_frozen_volume_to_a_new_deployment(root: Path) -> None:
+    key, stranger = Key.generate(), Key.generate()
+
+    class Keys:
+        async def public_key(self, address: str) -> dict[str, str] | None:
+            known = {k.address: k for k in (key, stranger)}
+            return known[address].public.jwk() if address in known else None
+
+    def bearer(who: Key, **claims: object) -> dict[str, str]:
+        return {"Authorization": f"Bearer {sign_token(who, time.time(), **claims)}"}
+
+    async with running(SqliteLog(root / "log.db")) as log:
+        engine = Engine(log)
+        volumes = Volumes(root / "volumes", log, engine)
+        gateway = Gateway(
+            GatewaySettings(port=0),
+            operator_token="op",
+            keys=Keys(),
+            routes=volume_routes.routes(volumes),
+        )
+        async with running(volumes), running(engine), running(gateway):
+            place = await volumes.ensure(key.address, 1, "web", "data", 1 << 20)
+            (place / "a").write_text("one")
+            async with httpx.AsyncClient(base_url=gateway.url) as http:
+                (row,) = (await http.get("/volumes", headers=bearer(key))).json()
+                target = f"/volumes/{row['id']}/adopt"
+                body = {"dseq": 2, "service": "db", "volume": "pg"}
+
+                async def adopt(headers: dict[str, str]) -> tuple[int, str]:
+                    answer = await http.post(target, json=body, headers=headers)
+                    return answer.status_code, answer.json().get("code", "")
+
+                assert await adopt(bearer(key)) == (409, "volume_tier")
+                await volumes.release(key.address, 1)
+                async for _ in log.read(Entity("repo", row["id"]), watch=True):
+                    if (await volumes.repos.repo(row["id"])).tier == "frozen":
+                        break
+                assert await adopt(bearer(stranger)) == (404, "volume_not_found")
+                some = bearer(
+                    key,
+                    access="granular",
+                    permissions=[{"provider": "p", "access": "scoped", "scope": ["logs"]}],
+                )
+                assert await adopt(some) == (403, "forbidden")
+                gone = await http.delete(f"/volumes/{row['id']}", headers=some)
+                assert (gone.status_code, gone.json()["code"]) == (403, "forbidden")
+                assert await adopt(bearer(key)) == (202, "")
+                async for _ in log.read(Entity("repo", row["id"]), watch=True):
+                    state = await volumes.repos.repo(row["id"])
+                    if state.path == f"leases/{key.address}/2/db/pg" and not state.busy:
+                        break
+                moved = await volumes.ensure(key.address, 2, "db", "pg", 1 << 20)
+                assert (moved / "a").read_text() == "one"
