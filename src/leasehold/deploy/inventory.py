@@ -18,6 +18,7 @@ from typing import Any
 
 from leasehold.core import metrics
 from leasehold.core.errors import Kind, LeaseholdError, Violation
+from leasehold.deploy.kubernetes import gpu
 from leasehold.deploy.settings import DeploySettings
 from leasehold.model.market import OrderId
 from leasehold.model.resources import GroupSpec, Resources
@@ -66,7 +67,8 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """``offered`` includes overcommit. ``gpu_model`` names the model of all its GPUs.
+    """``offered`` includes overcommit. ``gpu_model`` says what all its GPUs are:
+    ``vendor.nvidia.model.a100.ram.80Gi``.
     ``classes`` are the storage classes it can make volumes of."""
 
     name: str
@@ -190,11 +192,11 @@ class Inventory:
         return sorted({node.gpu_model for node in self.nodes.values() if node.offered.gpu})
 
     def _fit(
-        self, free: Mapping[str, Amounts], resources: Resources, needed: Amounts, gpu: str | None
+        self, free: Mapping[str, Amounts], resources: Resources, needed: Amounts, model: str | None
     ) -> str | None:
         """The first node with room for one replica."""
         for name, node in self.nodes.items():
-            if gpu is not None and node.gpu_model != gpu:
+            if model is not None and (node.gpu_model != model or not suits(model, resources)):
                 continue
             if not {v.storage_class for v in resources.volumes} <= node.classes:
                 continue
@@ -268,6 +270,18 @@ class Inventory:
             RESERVED.labels(kind).set(getattr(reserved, kind))
 
 
+def suits(model: str, resources: Resources) -> bool:
+    """Whether GPUs of ``model`` are among what was asked for, where anything was said of them."""
+    parts = model.split(".")
+    has = set(zip(parts[::2], parts[1::2], strict=False))
+    wanted = gpu.wanted(resources.gpu) if resources.gpu is not None else []
+    return not wanted or any(
+        {(part, value) for part in ("vendor", "model", "ram", "interface")
+         if (value := getattr(choice, part))} <= has
+        for choice in wanted
+    )  # fmt: skip
+
+
 def _persistent(group: GroupSpec) -> int:
     return sum(
         int(volume.size) * unit.count
@@ -305,5 +319,7 @@ def this_machine(folder: Path, settings: DeploySettings) -> Node:
             offered(cpu, settings.offer_cpu, settings.overcommit_cpu),
             offered(memory, settings.offer_memory, settings.overcommit_memory),
             offered(disk, settings.offer_storage, settings.overcommit_storage),
+            len(settings.gpus),
         ),
+        settings.gpu_model.replace("/", "."),
     )

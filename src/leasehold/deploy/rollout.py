@@ -28,7 +28,7 @@ from leasehold.deploy.ports import Image, Images, LeaseMarket, Volumes
 from leasehold.deploy.replica import Order, Replica, Runtime, State
 from leasehold.deploy.routes import Routes
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload, revision, stateful, volume_mounts
+from leasehold.deploy.workload import Workload, exclusive, revision, volume_mounts
 from leasehold.model.events.lease import (
     ImagePulled,
     ReplicaExited,
@@ -101,7 +101,7 @@ class Rollout:
         wanted = applied.keys()
         missing = [key for key in wanted if key not in running]
         obsolete = [replica for key, replica in running.items() if key not in wanted]
-        keeping = {s.name for s in self.workload.services if stateful(s)}
+        keeping = {s.name for s in self.workload.services if exclusive(s)}
         first = {(r.service, r.number): r for r in obsolete if r.service in keeping}
         started: list[Replica] = []
         for key in wanted:

@@ -18,7 +18,7 @@ from leasehold.deploy.net.node import NodeNetwork
 from leasehold.deploy.net.rules import Publication
 from leasehold.deploy.replica import Replica, State
 from leasehold.deploy.settings import DeploySettings
-from leasehold.deploy.workload import Workload, stateful
+from leasehold.deploy.workload import Workload, exclusive
 from leasehold.model.manifest import Expose, ManifestService
 from leasehold.model.market import LeaseId
 
@@ -252,8 +252,8 @@ def options(service: ManifestService, expose: Expose) -> Options:
         max_body=given.max_body_size or default.max_body,
         read_timeout_ms=given.read_timeout or default.read_timeout_ms,
         send_timeout_ms=given.send_timeout or default.send_timeout_ms,
-        tries=MOST_TRIES if stateful(service) else given.next_tries or default.tries,
-        next_timeout_ms=0 if stateful(service) else given.next_timeout,
+        tries=MOST_TRIES if exclusive(service) else given.next_tries or default.tries,
+        next_timeout_ms=0 if exclusive(service) else given.next_timeout,
         cases=tuple(given.next_cases or default.cases),
         replicas=1 if service.count <= 1 else 2,
     )

@@ -201,7 +201,7 @@ class DeployService(Deployments):
 
     def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> list[Violation]:
         """Everything of ``group`` that cannot run here, with the reason."""
-        return unsupported(group)
+        return unsupported(group, len(self.settings.gpus))
 
     def doctor(self) -> list[Check]:
         """What this machine lacks."""

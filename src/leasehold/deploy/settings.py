@@ -195,6 +195,23 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 86_400.0
 
     # inventory
+    gpus: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="GPUs offered, by their names in the machine's CDI files "
+            "(nvidia.com/gpu=0); each belongs to one replica at a time"
+        ),
+    ] = ()
+    gpu_model: Annotated[
+        str,
+        Meta(
+            description="what they are: vendor/nvidia/model/a100/ram/80Gi/interface/pcie",
+            pattern="^((vendor|model|ram|interface)/[^/]+(/(model|ram|interface)/[^/]+)*)?$",
+        ),
+    ] = ""
+    cdi_folders: Annotated[
+        tuple[str, ...], Meta(description="folders with CDI files; later ones win")
+    ] = ("/etc/cdi", "/var/run/cdi")
     offer_cpu: Annotated[float, Meta(description="share of the CPUs offered", gt=0, le=1)] = 1.0
     offer_memory: Annotated[float, Meta(description="share of the memory offered", gt=0, le=1)] = (
         0.8

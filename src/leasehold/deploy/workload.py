@@ -129,6 +129,11 @@ def stateful(service: ManifestService) -> bool:
     return any(mount.storage.persistent for mount in volume_mounts(service))
 
 
+def exclusive(service: ManifestService) -> bool:
+    """True when the old version must end before the new one starts: they need the same thing."""
+    return stateful(service) or service.resources.gpu_units > 0
+
+
 def disk_bytes(service: ManifestService) -> int:
     """Bytes of the container's own disk: the volumes that are not mounted anywhere."""
     mounted = {params.name for params in service.mounts}
@@ -148,14 +153,21 @@ def _check_mount(service: ManifestService, params: StorageParams) -> None:
         )
 
 
-def unsupported(group: ManifestGroup) -> list[Violation]:
-    """Everything of ``group`` that a container on one machine cannot be given."""
+def unsupported(group: ManifestGroup, gpus: int = 0) -> list[Violation]:
+    """Everything of ``group`` that a container on one machine, which offers so many GPUs, cannot
+    be given."""
     found = []
     for index, service in enumerate(group.all_services):
         path = f"services[{index}]"
-        if service.resources.gpu_units:
+        if service.resources.gpu_units > gpus:
             found.append(
-                Violation("no_gpu", "this provider has no GPUs", f"{path}.resources.gpu.units")
+                Violation(
+                    "no_gpu",
+                    f"this provider has {gpus or 'no'} GPUs",
+                    f"{path}.resources.gpu.units",
+                    str(gpus),
+                    str(service.resources.gpu_units),
+                )
             )
         try:
             volume_mounts(service)

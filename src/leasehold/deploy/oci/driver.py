@@ -24,7 +24,7 @@ from leasehold.core.service import Service
 from leasehold.deploy.keeper.client import KeeperClient
 from leasehold.deploy.net.node import NodeNetwork
 from leasehold.deploy.net.rules import GATEWAY, Attachment
-from leasehold.deploy.oci import bundle, cgroups, disk, image
+from leasehold.deploy.oci import bundle, cdi, cgroups, disk, image
 from leasehold.deploy.oci.image import HealthCheck
 from leasehold.deploy.oci.program import Program
 from leasehold.deploy.replica import Ended, Order, Replica, State
@@ -65,6 +65,7 @@ class OciRuntime(Service):
         self._labels: dict[str, dict[str, Any]] = {}
         self._leases: dict[LeaseId, set[str]] = {}
         self._early: dict[str, dict[str, Any]] = {}
+        self._gpus = cdi.Pool(self.settings.gpus)
         self._lost = False
         self._exit_listeners: list[Callable[[Replica], None]] = []
         self._lost_listeners: list[Callable[[], None]] = []
@@ -160,6 +161,9 @@ class OciRuntime(Service):
             await self._delete(order.key, keep_network=True)
         mounts = volume_mounts(order.service)
         self._check(order, mounts)
+        busy = [name for labels in self._labels.values() for name in labels.get("gpus", ())]
+        gpus = self._gpus.take(order.key, order.service.resources.gpu_units, busy)
+        edits = cdi.find(gpus, self.settings.cdi_folders) if gpus else cdi.Edits()
         joined = await self.network.inherit(order.replaces or order.key, order.key)
         if joined is None:
             joined = await self.network.join(
@@ -167,8 +171,8 @@ class OciRuntime(Service):
             )
         try:
             home = self.home(order.key)
-            spec = self._rootfs(order, mounts)
-            await asyncio.to_thread(self._prepare, order, mounts, joined.path, home)
+            spec = self._rootfs(order, mounts, edits)
+            await asyncio.to_thread(self._prepare, order, mounts, edits, joined.path, home)
             labels = {
                 "lease": str(order.lease),
                 "service": order.service.name,
@@ -178,6 +182,7 @@ class OciRuntime(Service):
                 "network": asdict(joined.attachment),
                 "mark": order.mark,
                 "cgroup": self.cgroup(order.lease, order.key),
+                "gpus": gpus,
             }
             check = image.health_check(order.image.config)
             if check is not None:
@@ -199,18 +204,11 @@ class OciRuntime(Service):
             with contextlib.suppress(LeaseholdError):
                 await self._delete(order.key)
             raise
+        finally:
+            self._gpus.told(order.key)
 
     def _check(self, order: Order, mounts: list[VolumeMount]) -> None:
         """Refuse what this machine cannot give, with a reason, before anything is made."""
-        if order.service.resources.gpu_units:
-            raise LeaseholdError(
-                "no_gpu",
-                "this machine offers no GPUs to containers",
-                kind=Kind.UNSUPPORTED,
-                path=f"services.{order.service.name}.resources.gpu",
-                expected=0,
-                got=order.service.resources.gpu_units,
-            )
         for mount in mounts:
             if mount.storage.persistent and mount.storage.name not in order.volumes:
                 raise LeaseholdError(
@@ -219,7 +217,8 @@ class OciRuntime(Service):
                     kind=Kind.INTERNAL,
                 )
 
-    def _rootfs(self, order: Order, mounts: list[VolumeMount]) -> dict[str, Any]:
+    def _rootfs(self, order: Order, mounts: list[VolumeMount], edits: cdi.Edits) -> dict[str, Any]:
+        folders, files = edits.places
         volumes: list[dict[str, Any]] = []
         for mount in mounts:
             if mount.storage.storage_class == "ram":
@@ -239,6 +238,7 @@ class OciRuntime(Service):
             "volatile": True,
             "volumes": volumes,
             "directories": [mount.mount for mount in mounts]
+            + folders
             + [
                 "/proc",
                 "/sys",
@@ -249,10 +249,18 @@ class OciRuntime(Service):
                 {"path": "/etc/resolv.conf", "text": f"nameserver {GATEWAY}\noptions ndots:0\n"},
                 {"path": "/etc/hosts", "text": hosts},
                 {"path": "/etc/hostname", "text": self._hostname(order) + "\n"},
+                *({"path": file, "text": ""} for file in files),
             ],
         }
 
-    def _prepare(self, order: Order, mounts: list[VolumeMount], netns: str, home: Path) -> None:
+    def _prepare(
+        self,
+        order: Order,
+        mounts: list[VolumeMount],
+        edits: cdi.Edits,
+        netns: str,
+        home: Path,
+    ) -> None:
         """Bundle and disk, in a thread: it writes files."""
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = self.folder / "disks" / order.key
@@ -268,8 +276,9 @@ class OciRuntime(Service):
                 disk_bytes(order.service) + inside,
                 self.folder / "disks" / ".templates",
             )
-        text = json.dumps(bundle.config(self._plan(order, mounts, netns)))
-        (home / "config.json").write_text(text)
+        config = bundle.config(self._plan(order, mounts, netns))
+        edits.apply(config)
+        (home / "config.json").write_text(json.dumps(config))
 
     def _plan(self, order: Order, mounts: list[VolumeMount], netns: str) -> bundle.Plan:
         service, config = order.service, order.image.config
