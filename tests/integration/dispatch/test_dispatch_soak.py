@@ -19,6 +19,7 @@ import pytest
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.service import running
 from leasehold.dispatch.manager import Manager
+from leasehold.dispatch.pool import Member, Pool
 from leasehold.dispatch.session import Session
 from leasehold.dispatch.settings import DispatchSettings
 from leasehold.dispatch.task import Attempt, Call, Retry
@@ -74,7 +75,8 @@ async def storm(tasks: int, workers: int, pause: float, monkeypatch: pytest.Monk
     settings = DispatchSettings(manager_port=0, heartbeat=0.5, connect_timeout=2.0, max_attempts=50)
     delays: list[float] = []
     lost_at: dict[str, float] = {}
-    lost, give = Manager._lost, Session.give
+    somebody_since = 0.0
+    lost, give, join = Manager._lost, Session.give, Pool.join
 
     def seen_lost(self: Manager, attempt: Attempt, started: bool) -> None:
         lost_at[attempt.task.id] = time.monotonic()
@@ -82,11 +84,20 @@ async def storm(tasks: int, workers: int, pause: float, monkeypatch: pytest.Monk
 
     def seen_give(self: Session, attempt: Attempt) -> None:
         if attempt.task.id in lost_at:
-            delays.append(time.monotonic() - lost_at.pop(attempt.task.id))
+            # While all workers are away there is nobody to give it to.
+            possible = max(lost_at.pop(attempt.task.id), somebody_since)
+            delays.append(time.monotonic() - possible)
         give(self, attempt)
+
+    def seen_join(self: Pool, member: Member) -> None:
+        nonlocal somebody_since
+        if not self.members:
+            somebody_since = time.monotonic()
+        join(self, member)
 
     monkeypatch.setattr(Manager, "_lost", seen_lost)
     monkeypatch.setattr(Session, "give", seen_give)
+    monkeypatch.setattr(Pool, "join", seen_join)
     async with running(Manager(settings=settings)) as manager:
         fleet = Fleet(manager, workers, random.Random(tasks))
         await fleet.start()
