@@ -7,4 +7,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest_kubernetes import cluster, plane  # noqa: F401
+from conftest_kubernetes import cluster, plane, quiet  # noqa: F401

@@ -19,6 +19,7 @@ import pytest
 from acting_kubelet import ActingKubelet
 from control_plane import ControlPlane, control_plane
 
+from leasehold.core import logs
 from leasehold.core.clock import SystemClock
 from leasehold.core.service import Group, running
 from leasehold.deploy.kubernetes.api import Api
@@ -205,6 +206,14 @@ def service(
 
 def group(*services: dict[str, Any]) -> dict[str, Any]:
     return {"name": "g", "services": list(services)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> Iterator[None]:
+    """What is measured is printed, and should be found between the lines."""
+    logs.set_level("error")
+    yield
+    logs.set_level("info")
 
 
 @pytest.fixture(scope="session")

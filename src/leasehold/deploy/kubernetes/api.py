@@ -1,7 +1,7 @@
 """The API server as the driver sees it: plain JSON objects, and one kind of error.
 
-Over lightkube, which finds the cluster, authenticates and speaks server-side apply and watches. An
-API server that cannot be reached, or is out of order, is ``cluster_unreachable`` with kind
+Over lightkube, which finds the cluster, authenticates and speaks server-side apply. An API server
+that cannot be reached (``cluster_unreachable``) or is out of order (``cluster_in_trouble``) has kind
 UNAVAILABLE: it says nothing about the workloads. Everything else it refuses keeps its words.
 """
 
@@ -85,7 +85,12 @@ def told() -> Iterator[None]:
         status = error.status
         code = status.code or 0
         if code not in STATUS:
-            raise unreachable(status.message or code) from error
+            raise LeaseholdError(
+                "cluster_in_trouble",
+                f"the Kubernetes API server could not do it: {status.message or code}",
+                kind=Kind.UNAVAILABLE,
+                retry_after=5.0,
+            ) from error
         raise LeaseholdError(
             f"kubernetes_{(status.reason or 'refused').lower()}",
             status.message or f"the API server answered {code}",

@@ -121,6 +121,7 @@ class KubernetesService(Deployments):
         stop = self.cluster.listen("", news.set)
         try:
             while True:
+                await self.cluster.heard(FOREVER)
                 news.clear()
                 with contextlib.suppress(LeaseholdError):
                     self.cluster.check()
