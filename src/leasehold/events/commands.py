@@ -117,11 +117,24 @@ class Commands(Generic[S]):
                 for i, payload in enumerate(decision.payloads)
             ]
             try:
-                return await self.log.append(entity, head, new, timers=decision.timers)
+                appended = await self.log.append(entity, head, new, timers=decision.timers)
             except VersionConflict:
                 if attempt == CONFLICT_RETRIES - 1:
                     raise
+            else:
+                self._advance(id, head, appended)
+                return appended
         raise AssertionError("unreachable")
+
+    def _advance(self, id: str, head: str | None, appended: Sequence[Event]) -> None:
+        """Fold what was just appended, so that the next command need not read it back."""
+        cached = self._cache.get(id)
+        if cached is None or cached[1] != head or not appended or appended[0].parent != head:
+            return
+        state, tail = cached
+        for event in appended:
+            state, tail = self._fold(state, event), event.id
+        self._cache[id] = (state, tail)
 
     async def _catch_up(self, id: str) -> tuple[S, str | None]:
         cached = self._cache.get(id)
