@@ -1,6 +1,6 @@
 """Defect 3: a failure after creation left an orphan, and nothing ever collected orphans.
 
-Seen failing with ``return`` as first statement of ``Deployer._drop_candidates``: the process, its
+Seen failing with ``return`` as first statement of ``Remover.drop``: the process, its
 directory and its row stay.
 """
 

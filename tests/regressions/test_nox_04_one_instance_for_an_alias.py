@@ -1,7 +1,7 @@
 """Defect 4: after a failed removal two instances lived on and could come back with one alias.
 
 Seen failing with ``("candidate",)`` instead of ``("candidate", "retiring")`` in
-``Deployer.recover``: the old process still runs after the restart.
+``Remover.recover``: the old process still runs after the restart.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Open                 for
 ``settings``         ``[node]`` and ``[system_services]``; ``legacy`` the old variables
 ``journal``          the SQLite file with every instance, alias and package of this node
 ``instances``        who may alias, call and remove what
-``deployer``         plan, replace-then-switch, initialise, prune, roll back
+``deployer``         makes all packages what they should be; order, retries, failure policies
+``install``          one package: candidates, initialise, switch, settle; ``removal`` the opposite
 ``keeper``           the small process that starts, restarts and logs host processes
 ``supervisor``       the node's side of the keeper; ``containers`` services as containers
 ``rpc``, ``sdk``     JSON-RPC 2.0 on a Unix socket, both ends

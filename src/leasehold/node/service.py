@@ -29,13 +29,15 @@ from leasehold.events.event import Entity, NewEvent
 from leasehold.events.log import ANY, Log
 from leasehold.model.events.node import PackageDeployed
 from leasehold.node import builtins, bundled, rpc, sources
-from leasehold.node.deployer import Action, Deployer, Result, Step
+from leasehold.node.deployer import Deployer
 from leasehold.node.distro import PackageDistro, SpellDistro
 from leasehold.node.gate import TrustGate
 from leasehold.node.identity import load_or_create, peer_id
+from leasehold.node.install import Action, Result
 from leasehold.node.instances import Instances, Principals
 from leasehold.node.journal import ROOT_SCOPE, Instance, Journal
 from leasehold.node.ports import Containers, Market, Neighbours, PackageImages
+from leasehold.node.removal import Step
 from leasehold.node.services import Services
 from leasehold.node.settings import NodeSettings, SystemServices
 from leasehold.node.spells.engine import SpellEngine

@@ -13,14 +13,9 @@ a failure is kept whether or not the script reported it.
 from __future__ import annotations
 
 import asyncio
-import resource
 import shutil
-import threading
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,17 +31,15 @@ from leasehold.node.distro import SpellDistro
 from leasehold.node.settings import NodeSettings
 from leasehold.node.spells import trigger as triggers
 from leasehold.node.spells.bus import Bus
+from leasehold.node.spells.files import SpellFiles
+from leasehold.node.spells.functions import call_spell, data_of, store_function
+from leasehold.node.spells.migration import migrate
 from leasehold.node.spells.pool import Outcome, Pool
 from leasehold.node.spells.store import Role, SpellMeta, SpellStore
 from leasehold.node.spells.trigger import TriggerConfig, TriggerEvent
 
-STORE_THREADS = 4
-KEPT_BACKUPS = 3
 RUN_DRAIN = 3.0
 """Seconds runs may take to end when the node stops."""
-
-MIGRATION_TTL = 60.0
-"""Seconds a migration may take."""
 
 T = TypeVar("T")
 log = get_logger(__name__)
@@ -112,12 +105,8 @@ class SpellEngine(Service):
         self.settings = settings or NodeSettings()
         self.bus = Bus(self.fire, clock=self.clock, max_held=self.settings.max_held_events)
         self._states: dict[str, _State] = {}
-        self._stores: OrderedDict[str, SpellStore] = OrderedDict()
-        self._keep_open = _files_to_keep(self.settings.open_spell_files)
-        self._busy: dict[str, int] = defaultdict(int)
-        self._cache = threading.Lock()
+        self.files = SpellFiles(root, self.settings.open_spell_files)
         self._locks: dict[str, asyncio.Lock] = {}
-        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="spell-store")
         self._in_progress = 0
         self._runs: set[asyncio.Task[Outcome]] = set()
         self.opened = asyncio.Event()
@@ -136,67 +125,18 @@ class SpellEngine(Service):
             for run in late:
                 run.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown)
-        for store in self._stores.values():
-            store.close()
-        self._stores.clear()
-
-    # -- files ---------------------------------------------------------------------------------
+        await self.files.close()
 
     def directory(self, spell: str) -> Path:
-        return self.root / spell
+        return self.files.directory(spell)
 
     def on_disk(self) -> set[str]:
         """Ids of all spells that have a directory."""
-        return {path.name for path in self.root.iterdir() if path.is_dir()}
+        return self.files.on_disk()
 
     async def use(self, spell: str, action: Callable[[SpellStore], T]) -> T:
         """Do ``action`` with the store of ``spell`` in a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._use, spell, action)
-
-    def _use(self, spell: str, action: Callable[[SpellStore], T]) -> T:
-        with self._open(spell) as store:
-            return action(store)
-
-    @contextmanager
-    def _open(self, spell: str) -> Iterator[SpellStore]:
-        with self._cache:
-            self._busy[spell] += 1
-            store = self._stores.get(spell)
-            if store is not None:
-                self._stores.move_to_end(spell)
-        try:
-            if store is None:
-                store = self._opened(spell)
-            yield store
-        finally:
-            with self._cache:
-                self._busy[spell] -= 1
-                if not self._busy[spell]:
-                    del self._busy[spell]
-                spare = len(self._stores) - self._keep_open
-                idle = [s for s in self._stores if s not in self._busy][: max(0, spare)]
-                closing = [self._stores.pop(s) for s in idle]
-            for each in closing:
-                each.close()
-
-    def _opened(self, spell: str) -> SpellStore:
-        directory = self.directory(spell)
-        if not directory.is_dir():
-            raise not_found("spell", spell)
-        store = SpellStore(directory / "spell.db")
-        with self._cache:
-            known = self._stores.setdefault(spell, store)
-        if known is not store:
-            store.close()  # Two threads opened it at once; one is enough.
-        return known
-
-    def _forget(self, spell: str) -> None:
-        with self._cache:
-            store = self._stores.pop(spell, None)
-        if store is not None:
-            store.close()
+        return await self.files.use(spell, action)
 
     def lock(self, spell: str) -> asyncio.Lock:
         """Held by whoever changes ``spell``: a deploy, a resume, a removal."""
@@ -251,7 +191,7 @@ class SpellEngine(Service):
                 code,
             )
             if distro.schema > old.schema:
-                await self._migrate(spell, distro, old, meta)
+                await migrate(self.files, self.pool, spell, distro, old, meta, now)
             else:
                 await self.use(spell, lambda store: store.write(meta, distro.kv))
             if not same_trigger:
@@ -259,57 +199,6 @@ class SpellEngine(Service):
             if self._states.pop(spell, None) is not None:
                 await self._subscribe(spell)
             return True
-
-    async def _migrate(
-        self, spell: str, distro: SpellDistro, old: SpellMeta, meta: SpellMeta
-    ) -> None:
-        """Change the state on a copy and put the copy in place; the original stays as a backup."""
-        directory = self.directory(spell)
-        backup = directory / f"backup-schema-{old.schema}-{int(self.clock.now())}.db"
-        await self.use(spell, lambda store: store.backup(backup))
-        copy = directory / "migrating.db"
-        for leftover in directory.glob("migrating.db*"):
-            leftover.unlink()
-        shutil.copyfile(backup, copy)
-        store = SpellStore(copy)
-        try:
-            store.write(meta, distro.kv)
-            if distro.migration:
-                await self._run_migration(spell, distro, old.schema, store)
-            else:
-                store.clear_state()
-                log.warning("spell.state_set_aside", spell=distro.name, backup=str(backup))
-        finally:
-            store.close()
-        self._forget(spell)
-        for suffix in ("-wal", "-shm"):
-            (directory / f"spell.db{suffix}").unlink(missing_ok=True)
-        copy.rename(directory / "spell.db")
-        backups = sorted(directory.glob("backup-*.db"), key=lambda path: path.stat().st_mtime)
-        for path in backups[:-KEPT_BACKUPS]:
-            path.unlink()
-
-    async def _run_migration(
-        self, spell: str, distro: SpellDistro, old: int, store: SpellStore
-    ) -> None:
-        async def answer(what: str, args: list[Any]) -> Any:
-            if what == "kv":
-                return store_function(store, "spell", str(args[0]), args[1:])
-            raise LeaseholdError("not_in_migration", f"a migration cannot {what}")
-
-        job = {
-            "name": f"{distro.name} migration",
-            "script": distro.migration,
-            "names": {"from_schema": old, "to_schema": distro.schema, "spell_id": spell},
-        }
-        outcome = await self.pool.run(job, answer, ttl=MIGRATION_TTL)
-        if outcome.outcome != "ok":
-            raise LeaseholdError(
-                "migration_failed",
-                f"{distro.name}: the state could not be brought from schema {old} to "
-                f"{distro.schema}: {outcome.errors[0][1] if outcome.errors else outcome.outcome}",
-                path=distro.name,
-            )
 
     async def subscribe(self, spell: str) -> bool:
         """Arm ``spell`` as its file says, where it stopped; whether anything can fire it."""
@@ -369,7 +258,7 @@ class SpellEngine(Service):
                 )
             except LeaseholdError as error:
                 log.warning("spell.not_silenced", spell=spell, error=error.message)
-            self._forget(spell)
+            self.files.forget(spell)
             await asyncio.to_thread(shutil.rmtree, directory)
         self._locks.pop(spell, None)
 
@@ -380,13 +269,7 @@ class SpellEngine(Service):
     async def set_aside(self, spell: str) -> Path:
         """Move an unreadable file out of the way; returns where it is now."""
         async with self.lock(spell):
-            self._forget(spell)
-            directory = self.directory(spell)
-            aside = directory / f"corrupt-{int(self.clock.now())}.db"
-            (directory / "spell.db").rename(aside)
-            for suffix in ("-wal", "-shm"):
-                (directory / f"spell.db{suffix}").unlink(missing_ok=True)
-            return aside
+            return self.files.set_aside(spell, self.clock.now())
 
     # -- runs ----------------------------------------------------------------------------------
 
@@ -540,7 +423,7 @@ class SpellEngine(Service):
             name, *rest = args
             return await self.use(who.id, lambda s: store_function(s, "spell", str(name), rest))
         if what == "data":
-            return await self.use(who.id, lambda s: _data(s, str(args[0])))
+            return await self.use(who.id, lambda s: data_of(s, str(args[0])))
         if what == "response":
             fields = args[0] or {}
             await self.use(who.id, lambda s: s.set_many("spell", fields))
@@ -553,94 +436,10 @@ class SpellEngine(Service):
             return await self.use(who.id, lambda s: s.mail())
         raise LeaseholdError("unknown_request", f"a script cannot ask for {what!r}")
 
-    # -- a spell as a service ------------------------------------------------------------------
-
     async def function(
         self, spell: str, role: Role, function: str, args: list[Any], *, sender: str
     ) -> dict[str, Any]:
-        """Call a spell like a service: its KV, mailbox, errors and trigger.
-
-        Replies have ``success`` and ``error``; reads add ``value``, and scalars ``absent``.
-        """
-        try:
-            value = await self._function(spell, role, function, args, sender)
-        except LeaseholdError as error:
-            return {"success": False, "error": error.message}
-        except (TypeError, ValueError) as error:
-            return {"success": False, "error": f"{function}: {error}"}
-        out: dict[str, Any] = {"success": True, "error": "", "value": value}
-        if function in ("get_string", "get_u32"):
-            out["absent"] = value is None
-        return out
-
-    async def _function(
-        self, spell: str, role: Role, function: str, args: list[Any], sender: str
-    ) -> Any:
-        if function == "push_mailbox":
-            (message,) = args
-            at = self.clock.now()
-            await self.use(spell, lambda s: s.push_mail(sender, message, at))
-            self.bus.mail(spell, sender)
-            return None
-        if function in ("pop_mailbox", "store_error") and role != "spell":
-            raise LeaseholdError(
-                "spell_only", f"only the spell itself may {function}", kind=Kind.FORBIDDEN
-            )
-        if function == "get_script":
-            meta = await self.use(spell, lambda s: s.meta())
-            return meta.script if meta else None
-        readers: dict[str, Callable[[SpellStore], Any]] = {
-            "pop_mailbox": lambda s: s.pop_mail(),
-            "get_mailbox": lambda s: s.mail(),
-            "get_errors": lambda s: s.errors(),
-            "get_logs": lambda s: s.logs(),
-            "get_runs": lambda s: msgspec.to_builtins(s.runs()),
-            "get_trigger_config": lambda s: msgspec.to_builtins(s.meta()).get("trigger"),
-        }
-        reader = readers.get(function)
-        if reader is not None:
-            return await self.use(spell, reader)
-        return await self.use(spell, lambda s: store_function(s, role, function, args))
-
-
-def store_function(store: SpellStore, role: Role, name: str, args: list[Any]) -> Any:
-    """One operation on the keys of a spell, by name."""
-    writers: dict[str, Callable[..., Any]] = {
-        "set_string": store.set_string,
-        "set_u32": store.set_u32,
-        "set_many": store.set_many,
-        "remove": store.remove,
-        "list_push": store.list_push,
-        "list_pop": store.list_pop,
-        "list_remove": store.list_remove,
-    }
-    readers: dict[str, Callable[..., Any]] = {
-        "get_string": store.get_string,
-        "get_u32": store.get_u32,
-        "exists": store.exists,
-        "list_get": store.list_get,
-    }
-    if name in writers:
-        return writers[name](role, *args)
-    if name in readers:
-        return readers[name](*args)
-    raise LeaseholdError(
-        "unknown_function",
-        f"a spell has no function {name!r}",
-        kind=Kind.NOT_FOUND,
-        expected=", ".join([*writers, *readers]),
-    )
-
-
-def _data(store: SpellStore, key: str) -> Any:
-    """The value of ``key`` parsed as JSON; a missing key is an error."""
-    text = store.get_string(key)
-    if text is None:
-        raise LeaseholdError("key_absent", f"the spell has no string key {key!r}", path=key)
-    return msgspec.json.decode(text)
-
-
-def _files_to_keep(wanted: int) -> int:
-    """Stores to keep open: each takes three descriptors, and half of them are for others."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(STORE_THREADS, min(wanted, soft // 6))
+        """Call a spell like a service, see :mod:`leasehold.node.spells.functions`."""
+        return await call_spell(
+            self.files, self.bus, spell, role, function, args, sender=sender, at=self.clock.now()
+        )
