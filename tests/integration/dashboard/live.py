@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -104,6 +105,16 @@ class Live:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, work).result()
 
+    def pages(self) -> list[int]:
+        """The processes that serve this system's pages."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_text().split("\0")
+                if "leasehold.dashboard" in words and str(self.state / "sessions") in words:
+                    found.append(int(process.name))
+        return found
+
     def kill(self) -> None:
         """Kill the provider as a power cut would."""
         os.kill(int(self.running["pid"]), signal.SIGKILL)
@@ -132,7 +143,7 @@ class Tab:
 
     def __init__(self, browser: Browser, live: Live, **options: Any) -> None:
         self.live = live
-        self.context = browser.new_context(**options)
+        self.context = browser.new_context(reduced_motion="reduce", **options)
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(20_000)
         self.complaints: list[str] = []
@@ -145,6 +156,13 @@ class Tab:
     def _said(self, message: Any) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
+
+    def shot(self, name: str) -> None:
+        """Keep a picture for the docs, when ``LEASEHOLD_SCREENSHOTS`` says where to."""
+        folder = os.environ.get("LEASEHOLD_SCREENSHOTS")
+        if folder:
+            self.page.wait_for_timeout(400)
+            self.page.screenshot(path=Path(folder) / f"dashboard-{name}.png")
 
     def enter(self, session: str, path: str = "/") -> Page:
         """Open a page as whom the session stands for."""

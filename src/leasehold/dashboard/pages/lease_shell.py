@@ -82,13 +82,14 @@ class Shell:
         if self.connection is not None:
             await self.connection.send(bytes([RESIZE]) + SIZE.pack(*self._size))
 
-    async def end(self) -> None:
+    async def _end(self, _: Any) -> None:
         if self.connection is not None:
             await self.connection.close()
 
     def _make(self) -> Any:
         self.terminal = ui.xterm(
-            {"cursorBlink": True, "fontSize": 13, "scrollback": 2000, "screenReaderMode": True},
+            {"cursorBlink": True, "fontSize": 13, "scrollback": 2000, "screenReaderMode": True,
+             "theme": {"background": "#101216"}},
             on_data=self.typed, on_resize=self.resized,
         )  # fmt: skip
         self.terminal._props["class"] = "terminal"
@@ -106,9 +107,11 @@ class Shell:
         ]
         if self.connection is not None:
             return [
-                h("div", parts.button("End the session", self.end, kind="danger"),
-                  h("span", "Tab goes to the shell; leave it with Ctrl+Shift+Tab's button order "
-                    "or by ending the session.", class_="soft hidden"), class_="filters"),
+                h("div",
+                  h("button", "End the session", type="button",
+                    class_="button danger terminal-leave", on={"click": self._end}),
+                  h("span", "Keys go to the shell, Tab too; F6 leaves the terminal.",
+                    class_="soft"), class_="filters"),
                 h("div", foreign(f"terminal-{self._turn}", self._make), class_="terminal-box"),
             ]  # fmt: skip
         if not names:

@@ -62,5 +62,13 @@
       if (asks) asks.querySelector("button").focus();
     }
   }).observe(document.documentElement, { childList: true, subtree: true });
+  // The terminal takes every key, Tab too; F6 is the way out of it.
+  document.addEventListener("keydown", (event) => {
+    const box = event.key === "F6" && event.target.closest && event.target.closest(".terminal-box");
+    if (!box) return;
+    event.preventDefault();
+    event.stopPropagation();
+    document.querySelector(".terminal-leave").focus();
+  }, true);
   window.addEventListener("popstate", () => emitEvent("leasehold-go", here()));
 })();
