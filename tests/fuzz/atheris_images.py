@@ -15,7 +15,8 @@ import atheris
 with atheris.instrument_imports(include=["leasehold.images", "leasehold.model"]):
     from leasehold.core.errors import LeaseholdError
     from leasehold.images import challenge, oci, peertls, ranges, serving
-    from leasehold.images.tarstream import LayerFilter, LowerLayers
+    from leasehold.images.lower import LowerLayers
+    from leasehold.images.tarstream import LayerFilter
 
 
 class Bytes:
