@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from leasehold.app.folder import StateFolder
 from leasehold.core.clock import Clock
@@ -20,6 +21,9 @@ from leasehold.core.service import Service
 from leasehold.events.log import Log
 from leasehold.events.settings import EventsSettings
 from leasehold.events.sqlite import SqliteLog
+
+if TYPE_CHECKING:
+    from leasehold.storage.volumes import Volumes
 
 
 async def open_log(
@@ -53,15 +57,39 @@ async def open_log(
 
 
 def _server(log: Log, settings: EventsSettings, clock: Clock) -> Service:
-    import grpc
-
     from leasehold.events.rpc_server import LogServer
 
-    credentials = None
+    return LogServer(
+        log,
+        {observer.token: observer for observer in settings.observers.values()},
+        host=settings.host,
+        port=settings.port,
+        credentials=_credentials(settings),
+        clock=clock,
+    )
+
+
+def volume_server(volumes: Volumes, settings: EventsSettings, clock: Clock) -> Service:
+    """The volumes of this host, for the same observers."""
+    from leasehold.storage.serving import VolumeServer
+
+    return VolumeServer(
+        volumes,
+        {observer.token: observer for observer in settings.observers.values()},
+        host=settings.host,
+        port=volumes.settings.port,
+        credentials=_credentials(settings),
+        clock=clock,
+    )
+
+
+def _credentials(settings: EventsSettings) -> Any:
+    import grpc
+
     if settings.tls_certificate and settings.tls_key:
         key, certificate = _read(settings.tls_key), _read(settings.tls_certificate)
-        credentials = grpc.ssl_server_credentials([(key, certificate)])
-    elif not _loopback(settings.host):
+        return grpc.ssl_server_credentials([(key, certificate)])
+    if not _loopback(settings.host):
         raise LeaseholdError(
             "tls_required",
             f"the event log may be reached on {settings.host} only with TLS: set "
@@ -71,14 +99,7 @@ def _server(log: Log, settings: EventsSettings, clock: Clock) -> Service:
             expected="a PEM file",
             got="nothing",
         )
-    return LogServer(
-        log,
-        {observer.token: observer for observer in settings.observers.values()},
-        host=settings.host,
-        port=settings.port,
-        credentials=credentials,
-        clock=clock,
-    )
+    return None
 
 
 def _read(file: str) -> bytes:

@@ -11,6 +11,7 @@ import sys
 
 import msgspec
 
+from leasehold.app import public_status
 from leasehold.app.adapters import (
     AccountKeys,
     DeployImages,
@@ -19,7 +20,7 @@ from leasehold.app.adapters import (
     MarketCertificates,
 )
 from leasehold.app.deploying import make_deploy
-from leasehold.app.event_log import open_log
+from leasehold.app.event_log import open_log, volume_server
 from leasehold.app.folder import StateFolder
 from leasehold.app.node import make_gate, make_node, signed_by
 from leasehold.app.settings import Settings
@@ -158,6 +159,8 @@ class Provider(Service):
         self.volumes = await self._add(
             Volumes(self.folder / "volumes", self.log, self.engine, self.clock, settings.storage)
         )
+        if settings.events.host:
+            await self._add(volume_server(self.volumes, settings.events, self.clock))
         vault = Vault.ensure(self.folder / "secrets.key")
         self.deploy = await self._add(
             make_deploy(
@@ -247,6 +250,7 @@ class Provider(Service):
                 keys=AccountKeys(self.client),
                 registry=MarketCertificates(self.client),
                 operator_token=self.folder.operator_token(),
+                parts=public_status.parts(self.deploy, self.engine),
                 routes=[
                     *stories.routes(
                         self.log,

@@ -8,20 +8,18 @@ does not exist yet is an empty stream, not a refusal.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import grpc
 import msgspec
 
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
-from leasehold.core.service import Service
 from leasehold.events import log_pb2 as pb
 from leasehold.events import rpc
 from leasehold.events.event import Entity, Event, Signal, WillBlock
 from leasehold.events.log import Log
+from leasehold.events.rpc_serving import RpcServer
 from leasehold.events.settings import Reach
 
 DEFERRED = ("repo", "workflow")
@@ -29,7 +27,7 @@ REMEMBERED = 100_000
 """Entities whose owner is remembered; the oldest is looked up again."""
 
 
-class LogServer(Service):
+class LogServer(RpcServer):
     """A gRPC server at ``host:port`` (0 picks one); ``tokens`` maps each token to its reach."""
 
     def __init__(
@@ -42,61 +40,12 @@ class LogServer(Service):
         credentials: grpc.ServerCredentials | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__("log server", clock=clock)
-        self.log = log
-        self.tokens = {token.encode(): reach for token, reach in tokens.items()}
-        self.host, self.port = host, port
-        self.credentials = credentials
-        self._owners: dict[Entity, tuple[str, str]] = {}
-
-    async def start(self) -> None:
-        # Without it a second server on the same port would silently share its calls.
-        self._server = grpc.aio.server(options=[*rpc.OPTIONS, ("grpc.so_reuseport", 0)])
-        handlers: dict[str, Any] = {}
-        for name, (request, response) in rpc.UNARY.items():
-            handlers[name] = grpc.unary_unary_rpc_method_handler(
-                self._unary(getattr(self, f"_{name.lower()}")),
-                request_deserializer=request.FromString,
-                response_serializer=response.SerializeToString,
-            )
-        for name, (request, response) in rpc.STREAMS.items():
-            handlers[name] = grpc.unary_stream_rpc_method_handler(
-                self._stream(getattr(self, f"_{name.lower()}")),
-                request_deserializer=request.FromString,
-                response_serializer=response.SerializeToString,
-            )
-        generic = grpc.method_handlers_generic_handler(rpc.SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((generic,))
-        address = f"{self.host}:{self.port}"
-        try:
-            if self.credentials is not None:
-                self.port = self._server.add_secure_port(address, self.credentials)
-            else:
-                self.port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            raise LeaseholdError(
-                "port_in_use",
-                f"the log's gRPC streams cannot listen on {address}; is something else there?",
-                kind=Kind.UNAVAILABLE,
-                path="events.port",
-                got=address,
-            ) from None
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(grace=1.0)
-
-    # -- who asks ------------------------------------------------------------------------------
-
-    def _reach(self, context: Any) -> Reach:
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        token = str(given).removeprefix("Bearer ").encode()
-        for known, reach in self.tokens.items():
-            if hmac.compare_digest(known, token):
-                return reach
-        raise LeaseholdError(
-            "log_token_unknown", "the token is not known here", kind=Kind.UNAUTHENTICATED
+        super().__init__(
+            "log server", tokens, host, port, credentials, clock, setting="events.port"
         )
+        self.log = log
+        self.add(rpc.SERVICE, rpc.UNARY, rpc.STREAMS)
+        self._owners: dict[Entity, tuple[str, str]] = {}
 
     async def _check(self, reach: Reach, entity: Entity, first: Event | None = None) -> bool:
         """Raise unless ``entity`` is reached; False while nothing is known of it yet."""
@@ -108,10 +57,7 @@ class LogServer(Service):
             owner = await self._owner(entity, first)
             if owner is None:
                 return False
-            registry, path = owner
-            allowed = registry in reach.registries and any(
-                not p or f"{path}/".startswith(f"{p.rstrip('/')}/") for p in reach.prefixes
-            )
+            allowed = reach.volume(*owner)
         else:
             allowed = any(str(entity).startswith(p) for p in reach.prefixes if ":" in p)
         if not allowed:
@@ -140,25 +86,6 @@ class LogServer(Service):
             del self._owners[next(iter(self._owners))]
         self._owners[entity] = owner
         return owner
-
-    def _unary(self, method: Any) -> Any:
-        async def handle(request: Any, context: Any) -> Any:
-            try:
-                return await method(request, self._reach(context))
-            except LeaseholdError as error:
-                await context.abort(*rpc.status_of(error))
-
-        return handle
-
-    def _stream(self, method: Any) -> Any:
-        async def handle(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                async for message in method(request, self._reach(context)):
-                    yield message
-            except LeaseholdError as error:
-                await context.abort(*rpc.status_of(error))
-
-        return handle
 
     # -- the calls -----------------------------------------------------------------------------
 

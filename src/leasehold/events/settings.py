@@ -17,6 +17,13 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     prefixes: tuple[str, ...] = ()
     everything: bool = False
 
+    def volume(self, registry: str, path: str) -> bool:
+        """Whether a volume of ``registry`` at the global ``path`` is reached."""
+        return self.everything or (
+            registry in self.registries
+            and any(not p or f"{path}/".startswith(f"{p.rstrip('/')}/") for p in self.prefixes)
+        )
+
 
 class Observer(Reach, frozen=True, kw_only=True):
     """An observer in another process or on another host, known by its token."""

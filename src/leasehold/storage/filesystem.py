@@ -29,6 +29,7 @@ from leasehold.storage.restore import Restored, restore
 from leasehold.storage.shadow import Author, Change, Shadow, Snapshot
 from leasehold.storage.state import RepoState
 from leasehold.storage.tiers import Tiers
+from leasehold.storage.tree import Record
 
 SERVE_PATIENCE = 5.0
 """Seconds a question about a repo waits for it to be served."""
@@ -193,7 +194,7 @@ class FileStorage(Moves, Tiers):
 
     async def snapshot(self, repo: str, author: Author, reason: str) -> Snapshot:
         """Record the volume as it is now."""
-        state = await self._served(repo, "online")
+        state = await self.served(repo, "online")
         shadow = self.shadow(state)
         files = Path(state.host_path)
         taken = await self._asked(
@@ -210,20 +211,25 @@ class FileStorage(Moves, Tiers):
         return taken
 
     async def history(self, repo: str, limit: int = 1000) -> list[Snapshot]:
-        state = await self._served(repo)
+        state = await self.served(repo)
         return await self._asked(repo, lambda: self.shadow(state).history(limit))
 
     async def diff(self, repo: str, old: str, new: str | None = None) -> list[Change]:
         """What changed between two snapshots; ``new`` defaults to the newest."""
-        state = await self._served(repo)
+        state = await self.served(repo)
         shadow = self.shadow(state)
         return await self._asked(
             repo, lambda: shadow.diff(shadow.resolve(old), shadow.resolve(new))
         )
 
+    async def listing(self, repo: str, at: str | None = None) -> list[tuple[str, Record]]:
+        """Everything in a snapshot (default: the newest), by path; parents before children."""
+        shadow = self.shadow(await self.served(repo))
+        return await self._asked(repo, lambda: list(shadow.records(shadow.resolve(at))))
+
     async def restore(self, repo: str, at: str | float, author: Author) -> Restored:
         """Bring the volume back to a snapshot; what is there now is recorded first."""
-        state = await self._served(repo, "online")
+        state = await self.served(repo, "online")
         shadow = self.shadow(state)
         commit = await self._asked(repo, lambda: shadow.resolve(at))
         await self.snapshot(repo, author, f"before restoring {commit[:12]}")
@@ -247,7 +253,9 @@ class FileStorage(Moves, Tiers):
         self.enabled.pop(repo, None)
         await self.locked(repo, delete)
 
-    async def _served(self, repo: str, tier: str = "") -> RepoState:
+    async def served(self, repo: str, tier: str = "") -> RepoState:
+        """The state of a repo that is served here, and is in ``tier`` and idle where one is given;
+        else ``volume_not_here`` or ``volume_tier``."""
         state = await self.repos.repo(repo)
         if state.host == self.host and not state.move:
             with contextlib.suppress(TimeoutError):

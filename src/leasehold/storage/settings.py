@@ -16,6 +16,14 @@ class StorageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     host: Annotated[
         str, msgspec.Meta(min_length=1, description="Name of this storage host in the registry.")
     ] = "local"
+    port: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=65535,
+            description="Port of the volumes' gRPC service, on events.host and with its observers.",
+        ),
+    ] = 29191
     prefixes: Annotated[
         list[str],
         msgspec.Meta(description="Global paths this host looks after; an empty one is all."),
