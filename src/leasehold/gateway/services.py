@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import get, post, put
 from litestar.handlers import BaseRouteHandler
-from litestar.params import PathParameter, QueryParameter
+from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.gateway.auth import operator
@@ -112,7 +112,7 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         return out
 
     @post("/v1/node/services/{name:str}/call", guards=[operator], tags=["node"], status_code=200)
-    async def call(name: Name, data: Call) -> Any:
+    async def call(name: Name, data: JSONBody[Call]) -> Any:
         """Call a function of a service as the management."""
         return await node().call(name, data.function, data.args, timeout=data.timeout)
 
@@ -175,19 +175,19 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
     ]
 
     @put("/v1/node/spells/{name:str}/kv/{key:str}", guards=[operator], tags=["node"])
-    async def set_key(name: Name, key: Key, data: Value) -> dict[str, Any]:
+    async def set_key(name: Name, key: Key, data: JSONBody[Value]) -> dict[str, Any]:
         """Set a key as the host: only keys that begin with ``h_`` or ``hw_``."""
         function = "set_u32" if isinstance(data.value, int) else "set_string"
         return _checked(await node().call_spell(name, function, [key, data.value]))
 
     @post("/v1/node/spells/{name:str}/mailbox", guards=[operator], tags=["node"], status_code=200)
-    async def push(name: Name, data: dict[str, Any]) -> dict[str, Any]:
+    async def push(name: Name, data: JSONBody[dict[str, Any]]) -> dict[str, Any]:
         """Push ``message`` into the mailbox, which fires a spell that waits for it."""
         message = data.get("message", "")
         return _checked(await node().call_spell(name, "push_mailbox", [message]))
 
     @put("/v1/node/spells/{name:str}/trigger", guards=[operator], tags=["node"])
-    async def trigger(name: Name, data: dict[str, Any]) -> dict[str, Any]:
+    async def trigger(name: Name, data: JSONBody[dict[str, Any]]) -> dict[str, Any]:
         """Replace the trigger; the package's next deploy sets its own again."""
         await node().set_trigger(name, triggers.parse(data))
         return {"success": True}

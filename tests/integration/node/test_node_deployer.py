@@ -402,6 +402,32 @@ async def test_spells_keep_state_and_phase_over_restarts_and_updates(tmp_path: P
         assert (await node.run_spell("s")).logs == ["v2"]
 
 
+@pytest.mark.parametrize("damage", ["zeroed", "noise", "truncated"])
+async def test_a_corrupt_file_costs_one_spell_its_state(tmp_path: Path, damage: str) -> None:
+    def package(name: str) -> PackageDistro:
+        spell = SpellDistro(name=name, script="kv.set_u32('n', (kv.get_u32('n') or 0) + 1)")
+        return PackageDistro(name=name, spells=(spell,))
+
+    both = (package("hurt"), package("well"))
+    async with node_in(tmp_path, *both, keep=True) as node:
+        for name in ("hurt", "well"):
+            await node.run_spell(name)
+        file = node.spells.directory(node.find("hurt", spell=True).id) / "spell.db"
+    whole = file.read_bytes()
+    changed = {"zeroed": bytes(len(whole)), "noise": os.urandom(len(whole)), "truncated": b"SQL"}
+    file.write_bytes(changed[damage])
+    async with node_in(tmp_path, *both) as node:
+        result = node.deployer.results["hurt"]
+        assert result.status == "degraded"
+        assert "could not be read and was moved to" in result.message
+        assert next(file.parent.glob("corrupt-*.db")).read_bytes() == changed[damage]
+        assert node.deployer.results["well"].status == "unchanged"
+        for name, runs in (("hurt", 1), ("well", 2)):
+            assert (await node.run_spell(name)).outcome == "ok"
+            keys = await node.spells.use(node.find(name, spell=True).id, lambda s: s.dump())
+            assert keys["n"]["value"] == runs
+
+
 async def test_a_package_directory_end_to_end(tmp_path: Path) -> None:
     folder = tmp_path / "packages"
     folder.mkdir()
