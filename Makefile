@@ -19,7 +19,7 @@ test: dev       ## unit, integration, acceptance and regression tests
 test-kubernetes: ## the Kubernetes driver and chart, on a real control plane (built once, cached)
 	@scripts/setup --kubernetes
 	@scripts/kubernetes/build >/dev/null
-	@$(PYTEST) -m kubernetes -s --durations=5 tests/integration/kubernetes
+	@$(PYTEST) -m kubernetes -s --durations=5 tests/integration/kubernetes tests/integration/images
 
 lint: dev       ## style, types and the rules on who may import whom
 	@.venv/bin/ruff check .

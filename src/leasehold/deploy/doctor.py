@@ -34,6 +34,11 @@ class Check(msgspec.Struct, frozen=True):
 def doctor(settings: DeploySettings | None = None, folder: Path | None = None) -> list[Check]:
     """All checks. Changes nothing on the machine."""
     settings = settings or DeploySettings()
+    if settings.driver == "kubernetes":
+        # Its client is only loaded where it is used.
+        from leasehold.deploy.kubernetes.doctor import doctor as examine
+
+        return examine(settings)
     return list(_checks(settings, folder or Path("/var/lib")))
 
 

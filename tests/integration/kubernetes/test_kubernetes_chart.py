@@ -16,6 +16,7 @@ from control_plane import ROOT, programs
 
 from leasehold.app.settings import Settings
 from leasehold.core.settings import load
+from leasehold.deploy.kubernetes.doctor import RIGHTS, examine
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(120)]
 
@@ -107,6 +108,32 @@ def test_its_settings_are_settings(tmp_path: Path) -> None:
         Settings, environ={k: v for k, v in environ.items() if k.startswith("LEASEHOLD_")}
     ).values
     assert settings.images.kubernetes_pod == "pod-1"
+
+
+def test_its_role_is_what_the_driver_does() -> None:
+    (role,) = (
+        item
+        for item in rendered()
+        if item["kind"] == "ClusterRole"  # The provider's alone: images are off.
+    )
+    granted = {
+        (group, resource): tuple(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == RIGHTS
+
+
+async def test_doctor_says_what_the_account_may_not_do(cluster: Place) -> None:
+    checks = {check.name: check for check in await examine(cluster.settings())}
+    assert {name: check.level for name, check in checks.items()} == {
+        "cluster": "ok", "rights": "ok", "nodes": "ok",
+    }  # fmt: skip
+    assert "Kubernetes 1.34" in checks["cluster"].detail
+    checks = {check.name: check for check in await examine(cluster.settings(token="scheduler"))}
+    assert checks["rights"].level == "error"
+    assert "create namespaces" in checks["rights"].detail
 
 
 async def test_its_rights_are_enough_and_no_more(cluster: Place) -> None:

@@ -1,7 +1,7 @@
 """The API server as the driver sees it: plain JSON objects, and one kind of error.
 
 Over lightkube, which finds the cluster, authenticates and speaks server-side apply. An API server
-that cannot be reached (``cluster_unreachable``) or is out of order (``cluster_in_trouble``) has kind
+that cannot be reached (``cluster_unreachable``) or is out of order (``cluster_in_trouble``) is
 UNAVAILABLE: it says nothing about the workloads. Everything else it refuses keeps its words.
 """
 
@@ -134,6 +134,17 @@ class Api:
             answer.raise_for_status()
         found = answer.json()
         return int(found["major"]), int(found["minor"].rstrip("+"))
+
+    async def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether our account may do this, in any namespace; ``resource`` like ``pods/log``."""
+        name, _, part = resource.partition("/")
+        asked = {"verb": verb, "group": group, "resource": name, "subresource": part}
+        body = {"spec": {"resourceAttributes": asked}}
+        url = "apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        with told():
+            answer = await self.raw.post(url, json=body)
+            answer.raise_for_status()
+        return bool(answer.json()["status"]["allowed"])
 
     async def apply(
         self, found: Object, *, manager: str = FIELD_MANAGER, dry_run: bool = False
