@@ -64,7 +64,7 @@ def run(quick: bool) -> dict[str, Any]:
 async def _run(quick: bool, folder: Path) -> dict[str, Any]:
     smoke = "--smoke" in sys.argv
     small, large = (100 if smoke else 300, 1) if quick else (2000, 4)
-    rounds = 1 if smoke else 3 if quick else 5
+    rounds = 1 if smoke else 2 if quick else 5
     large_rounds = 1 if quick else 5
     extras: dict[str, Any] = {}
     async with _postgres(folder) as postgres:
@@ -76,7 +76,7 @@ async def _run(quick: bool, folder: Path) -> dict[str, Any]:
             rates, _ = await _fill(url, large, folder, postgres, rounds=large_rounds)
             extras["large_blocks"] = {"blocks": large, "txs_a_block": 5000, **rates}
     extras["at_head_ms"] = await _at_head(30 if quick else 200, folder)
-    extras["memory"] = await _memory(5_000 if smoke else 20_000 if quick else 1_000_000, folder)
+    extras["memory"] = await _memory(5_000 if smoke else 10_000 if quick else 1_000_000, folder)
     value = extras["large_blocks"]["sqlite"]["tx_per_s"]
     return result(
         "index",

@@ -38,8 +38,14 @@ def merkle(items: Sequence[bytes]) -> bytes:
     return level[0]
 
 
+_SMALL = [bytes((value,)) for value in range(128)]
+"""Most varints are tags and lengths: one byte."""
+
+
 def varint(value: int) -> bytes:
     """Protobuf varint; negative numbers as 64-bit two's complement."""
+    if 0 <= value < len(_SMALL):
+        return _SMALL[value]
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 0x7F:
