@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from leasehold.app.demo.example import example
@@ -194,6 +195,11 @@ def test_the_screen_of_the_operator(stage: Stage) -> None:
     assert found["alerts"] == []
     assert found["capacity"]["cpu"]["leased"] == 100
     assert found["market"]["behind"] == 0
+    said = httpx.get(found["provider"]["gateway"] + "/status", trust_env=False).json()
+    assert said["cluster"]["leases"] == 1
+    assert said["cluster"]["inventory"]["nodes"][0]["offered"]["cpu"] > 0
+    assert said["bidengine"] == {"orders": 0}
+    assert said["manifest"]["deployments"] == 1
     screen = stage.run("status")
     assert "1 healthy" in screen
     assert "no alerts" in screen
