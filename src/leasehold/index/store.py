@@ -167,16 +167,19 @@ class Store(Service):
 
     async def _write_some(self, batch: list[_Waiting]) -> None:
         began = time.perf_counter()
-        outcomes: Sequence[_Outcome]
-        try:
-            outcomes = await self._transact(
-                writing.write_all, [write for write, _ in batch], rows_of
-            )
-        except Exception as error:
-            outcomes = [error] * len(batch)
+        outcomes = await self._outcomes([write for write, _ in batch])
         del self._waiting[: len(batch)]
         _resolve(batch, outcomes)
         metrics.WRITE_TIME.observe(time.perf_counter() - began)
+
+    async def _outcomes(self, writes: list[writing.Write]) -> Sequence[_Outcome]:
+        try:
+            return await self._transact(writing.write_all, writes, rows_of)
+        except Exception as error:
+            if len(writes) == 1:
+                return [error]
+        # One of them cannot be written: the others must not fail with it.
+        return [outcome for write in writes for outcome in await self._outcomes([write])]
 
     async def stop(self) -> None:
         """Finish the writes that were accepted."""

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from leasehold.core.errors import LeaseholdError
 from leasehold.core.metrics import REGISTRY
 from leasehold.core.service import running
+from leasehold.index import store as store_module
 from leasehold.index.ranges import merged, missing, runs, watermark
 from leasehold.index.search import Search, find, statement
 from leasehold.index.store import Store
@@ -113,6 +114,26 @@ async def test_two_writers_of_the_same_range_leave_the_rows_of_one(store: Store)
     assert await store.coverage("n", "c") == [(1, 60)]
     found = await find(store, Search(network="n", sender=["alice"], limit=1000))
     assert len(found.transactions) == 60
+
+
+async def test_a_height_that_cannot_be_written_fails_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = store_module.rows_of
+
+    def broken(chain: int, heights: Any) -> Any:
+        rows = original(chain, heights)
+        if any(block.height == 5 for block in heights):
+            rows.terms.append(rows.terms[0])  # the same key twice
+        return rows
+
+    monkeypatch.setattr(store_module, "rows_of", broken)
+    await store.chain("n", "c")
+    outcomes = await asyncio.gather(
+        *(store.write("n", "c", [height(n, {})]) for n in range(1, 9)), return_exceptions=True
+    )
+    assert [outcome == 1 for outcome in outcomes] == [n != 5 for n in range(1, 9)]
+    assert await store.coverage("n", "c") == [(1, 4), (6, 8)]
 
 
 async def test_search(store: Store) -> None:
