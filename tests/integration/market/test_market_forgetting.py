@@ -139,3 +139,28 @@ async def test_broken_off_at_any_point_nothing_is_lost(
         await ledgers.send(5 * KEEP)  # and it goes on forgetting
         assert len(await ledgers.events()) < before + 3 * KEEP
         assert exports.replay(await ledgers.history()).height == chain.height
+
+
+async def test_a_piece_whose_fate_is_unknown_does_not_stop_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log commits pieces of a checkpoint and says that it does not know."""
+    monkeypatch.setattr("leasehold.market.ledger.export.PART_BYTES", 200)
+    ledgers = Ledgers(tmp_path)
+    async with ledgers.start():
+        append, unknown = ledgers.log.append, 0
+
+        async def unsure(entity: Entity, parent: str | None, events: Any, **more: Any) -> Any:
+            nonlocal unknown
+            done = await append(entity, parent, events, **more)
+            if events[0].type == "ledger.state" and unknown < 3:
+                unknown += 1
+                raise unavailable("log_unavailable", "who knows")
+            return done
+
+        monkeypatch.setattr(ledgers.log, "append", unsure)
+        await ledgers.send(8 * KEEP)
+        assert unknown == 3
+        chain = ledgers.ledger.chain
+        assert ledgers.ledger.history.first > 1  # later checkpoints were whole
+        assert exports.replay(await ledgers.history()).height == chain.height

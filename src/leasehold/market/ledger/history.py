@@ -41,6 +41,7 @@ class History:
         self._tail: str | None = None
         self._base = event_id(0)
         self._turn = asyncio.Lock()
+        self._unsure: str | None = None
         self.first = 1
 
     async def genesis(self) -> Genesis | None:
@@ -139,8 +140,22 @@ class History:
 
     async def _append(self, events: list[NewEvent]) -> None:
         async with self._turn:
-            await self.log.append(self.entity, self._tail, events)
-            self._tail = events[-1].id
+            if self._unsure is not None:
+                await self._look_what_became_of(self._unsure)
+            last = events[-1].id
+            try:
+                await self.log.append(self.entity, self._tail, events)
+            except LeaseholdError as error:
+                if error.kind is Kind.UNAVAILABLE:
+                    self._unsure = last  # it may be committed all the same
+                raise
+            self._tail = last
+
+    async def _look_what_became_of(self, id: str) -> None:
+        head = await self.log.head(self.entity)
+        if head is not None and head.id == id:
+            self._tail = id
+        self._unsure = None
 
     def _keep(self, block: Block) -> None:
         self._cache[block.height] = block

@@ -386,7 +386,10 @@ class LedgerService(Service):
         if idle and (write := self._snapshots.due(chain, self.index)):
             self._writing = self.spawn(asyncio.to_thread(write), name="snapshot")
         elif idle and (work := await self._checkpoints.due(chain)):
-            self._writing = self.spawn(work, name="checkpoint")
+            if self.stopping:
+                work.close()
+            else:
+                self._writing = self.spawn(work, name="checkpoint")
 
     async def _append(self, block: Block) -> None:
         """Until the log has it: the state has moved on, there is no way back. The same ids make
