@@ -173,7 +173,8 @@ def test_w12_hundreds_of_freezes_leave_nothing_open() -> None:
             for name in ("move", "move-release", "move-acquire"):
                 row = counts[name]
                 assert sum(v for k, v in row.items() if isinstance(v, int) and k != "finished") == 0
-            assert await log.next_timer() is None
+            left = {timer.name for timer in await log.due_timers(float("inf"))}
+            assert left <= {"trim-registry/trim"}
 
     clock.run(main)
 

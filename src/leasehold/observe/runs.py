@@ -13,6 +13,7 @@ beside the activity's checkpoint, for operators and for the next process.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 import msgspec
@@ -66,6 +67,11 @@ WAKE_TO_RUN = metrics.histogram(
 RUN_SECONDS = metrics.histogram(
     "leasehold_observe_run_seconds", "Time of a run, waits included", ["activity"]
 )
+
+# Finding the child of a metric costs as much as using it: each is looked up once.
+_runs = functools.cache(RUNS.labels)
+_run_seconds = functools.cache(RUN_SECONDS.labels)
+_wake_to_run = functools.cache(WAKE_TO_RUN.labels)
 
 
 class Runs:
@@ -121,7 +127,7 @@ class Runs:
         name = task.registration.name
         outcome = Outcome.SLEEP
         began = self.clock.monotonic()
-        WAKE_TO_RUN.labels(lane.name).observe(max(0.0, began - task.woken_at))
+        _wake_to_run(lane.name).observe(max(0.0, began - task.woken_at))
         failed: Exception | None = None
         try:
             task.dirty = False
@@ -129,13 +135,13 @@ class Runs:
             if task.error is not None:
                 await self.clear_error(task)
             task.failures, task.failed_head = 0, None
-            RUNS.labels(name, outcome.value).inc()
+            _runs(name, outcome.value).inc()
         except Exception as error:
             failed = error
-            RUNS.labels(name, "failed").inc()
+            _runs(name, "failed").inc()
         finally:
             slot.release()
-            RUN_SECONDS.labels(name).observe(self.clock.monotonic() - began)
+            _run_seconds(name).observe(self.clock.monotonic() - began)
         if self.service.stopping:
             return
         if failed is not None:

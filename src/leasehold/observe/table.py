@@ -9,6 +9,7 @@ Nothing here waits or touches the log: every change is one step of the loop.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -30,6 +31,8 @@ from leasehold.observe.tasks import (
 )
 
 KNOWN = metrics.gauge("leasehold_observe_tasks", "Known activities", ["activity"])
+
+_known = functools.cache(KNOWN.labels)
 
 
 class Table:
@@ -191,4 +194,4 @@ class Table:
         self.count(registration)
 
     def count(self, registration: Registration) -> None:
-        KNOWN.labels(registration.name).set(len(registration.asleep) + len(registration.active))
+        _known(registration.name).set(len(registration.asleep) + len(registration.active))
