@@ -46,10 +46,11 @@ def make_node(
     environ: Mapping[str, str] = os.environ,
     after: asyncio.Event | None = None,
     gate: TrustGate | None = None,
+    offers: Callable[[], Mapping[str, str]] | None = None,
 ) -> Node:
     """A node kept in ``root``; old variables of ``environ`` come last, each with a warning.
 
-    Its packages are deployed once ``after`` is set.
+    Its packages are deployed once ``after`` is set, and then others find ``offers`` by name.
     """
     services, warnings = legacy.apply(system_services, environ)
     for warning in warnings:
@@ -66,6 +67,7 @@ def make_node(
         containers=lambda supervisor: OciContainers(supervisor, root / "containers", source),
         after=after,
         gate=gate,
+        offers=offers,
     )
 
 

@@ -131,6 +131,7 @@ class Provider(Service):
         await self._add(manager)
         assert manager.http is not None
         self.workers = manager.http.app.workers
+        self.manager_url = manager.url
         worker = msgspec.structs.replace(
             self.settings.dispatch,
             managers=(f"127.0.0.1:{manager.http.port}",),
@@ -215,6 +216,7 @@ class Provider(Service):
                 system_services=settings.system_services,
                 after=self._started,
                 gate=self.gate,
+                offers=lambda: {"gateways": self.gateway.url, "managers": self.manager_url},
             )
         )
         self.ops.add_check("node", lambda: None if self.node.ready else "packages being deployed")

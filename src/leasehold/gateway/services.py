@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from litestar import get, post, put
+from litestar import Request, Response, get, post, put
 from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.gateway.auth import operator
+from leasehold.node import neighbours
 from leasehold.node.service import Node
 from leasehold.node.spells import trigger as triggers
 from leasehold.node.spells.store import SpellStore
@@ -59,6 +60,25 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         if found is None:
             raise unavailable("node_not_up", "the node is not running yet", retry_after=1.0)
         return found.versions()
+
+    async def _neighbour(request: Request[Any, Any, Any]) -> Response[bytes]:
+        try:
+            data, headers = await neighbours.answer(
+                node(), await request.body(), dict(request.headers)
+            )
+        except msgspec.MsgspecError as error:
+            raise LeaseholdError("bad_question", str(error), kind=Kind.MALFORMED) from None
+        return Response(data, media_type="application/json", headers=headers)
+
+    @get("/v1/neighbour", tags=["node"], operation_id="whoIsThere")
+    async def who(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """Who this node is; signed."""
+        return await _neighbour(request)
+
+    @post("/v1/neighbour", tags=["node"], status_code=200, operation_id="askNeighbour")
+    async def asked(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """A signed question of another node; the answer is signed as well."""
+        return await _neighbour(request)
 
     @get("/v1/node/status", guards=[operator], tags=["node"], sync_to_thread=False)
     def status() -> dict[str, Any]:
@@ -193,7 +213,7 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         return {"success": True}
 
     return [
-        versions, status, packages, plan, reload, services, service, call, restart, logs, spells,
+        versions, who, asked, status, packages, plan, reload, services, service, call, restart, logs, spells,
         spell, run, *kept, set_key, push, trigger,
     ]  # fmt: skip
 

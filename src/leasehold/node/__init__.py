@@ -22,6 +22,7 @@ Open                 for
 ``builtins``         what scripts can call besides services
 ``trust``            certificate chains and what they weigh
 ``gate``             whom this node accepts by that
+``neighbours``       other nodes, through their gateways
 ``log_market``       the market as the provider's own log knows it
 ``testing``          a real node in a test
 ``service``          the whole as one :class:`~leasehold.core.service.Service`

@@ -36,6 +36,7 @@ from leasehold.node.identity import load_or_create, peer_id
 from leasehold.node.install import Action, Result
 from leasehold.node.instances import Instances, Principals
 from leasehold.node.journal import ROOT_SCOPE, Instance, Journal
+from leasehold.node.neighbours import HttpNeighbours
 from leasehold.node.ports import Containers, Market, Neighbours, PackageImages
 from leasehold.node.removal import Step
 from leasehold.node.services import Services
@@ -61,7 +62,8 @@ class Node(Service):
     ``containers`` runs services with an image; a function is given the node's supervisor, as
     :class:`leasehold.node.containers.OciContainers` needs it. ``after`` is what the packages wait
     for before they are deployed: the main loop of a process that has more parts than this one.
-    ``gate`` is for those who have to ask it before there is a node.
+    ``gate`` is for those who have to ask it before there is a node. ``offers`` says, by label, at
+    which address others find something here; the registry is told once it is there.
     """
 
     start_deadline = NODE_START_DEADLINE
@@ -82,6 +84,7 @@ class Node(Service):
         on_step: Step | None = None,
         after: asyncio.Event | None = None,
         gate: TrustGate | None = None,
+        offers: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__("node", clock=clock)
         self.root = root
@@ -95,6 +98,7 @@ class Node(Service):
         self.extra = {package.name: package for package in packages}
         self.on_step = on_step
         self.after = after
+        self.offers = offers
         self.gate = gate or TrustGate(
             clock=self.clock, enforce=self.system_services.trust_graph.enforce
         )
@@ -113,6 +117,14 @@ class Node(Service):
         self.resources.callback(self.journal.close)
         self.instances = Instances(self.journal, self.principals)
         self.gate.own, self.gate.weights = self.principals.host, self._weights
+        if self.neighbours is None and self.settings.neighbours:
+            self.neighbours = HttpNeighbours(
+                self.settings.neighbours,
+                self.key,
+                self.gate,
+                self.clock,
+                self.settings.max_call_bytes,
+            )
         self.supervisor = Supervisor(self.root, clock=self.clock)
         self.pool = Pool(
             warm=self.settings.spell_workers,
@@ -181,7 +193,8 @@ class Node(Service):
         await self._parts.shutdown()
 
     def _principals(self) -> Principals:
-        host = peer_id(load_or_create(self.root / "host.key").public_key())
+        self.key = load_or_create(self.root / "host.key")
+        host = peer_id(self.key.public_key())
         management = self.settings.management_id or peer_id(
             load_or_create(self.root / "management.key").public_key()
         )
@@ -213,6 +226,7 @@ class Node(Service):
             await self.after.wait()
         self._up_at = time.perf_counter()
         await self.reload()
+        await self._offer()
         self.spells.open()
         self.boot_ms = (time.perf_counter() - self._up_at) * 1000
         boot_seconds.set(self.boot_ms / 1000)
@@ -226,6 +240,21 @@ class Node(Service):
         self._keep_up(self._watch_health(), name="health")
         if self.settings.packages_dir and self.settings.rescan_sec:
             self._keep_up(self._rescan(), name="rescan")
+
+    async def _offer(self) -> None:
+        """Tell the registry what is here; its spell renews that for as long as this node is."""
+        offers = self.offers() if self.offers is not None else {}
+        if not offers or self.instances.find("registry") is None:
+            return
+        host = self.principals.host
+        for label, value in offers.items():
+            try:
+                made = await self.call("registry", "create_resource", [label], caller=host)
+                id = rpc.check_reply("registry.create_resource", made)["resource_id"]
+                put = await self.call("registry", "put_record", [id, value], caller=host)
+                rpc.check_reply("registry.put_record", put)
+            except LeaseholdError as error:
+                log.warning("registry.not_told", label=label, error=error.message)
 
     async def find_packages(self) -> sources.Found:
         """Every package that should be here: bundled, own files, own artifacts, given ones."""

@@ -42,6 +42,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         dict[str, dict[str, Any]],
         _doc("configuration of own packages: `[node.packages.NAME]` with the keys it declares"),
     ] = {}
+    neighbours: Annotated[
+        tuple[str, ...], _doc("gateways of other nodes, whose registry records are copied")
+    ] = ()
     management_id: Annotated[
         str, _doc("peer id that may re-alias and remove anything on this node; empty: one is made")
     ] = ""

@@ -106,7 +106,8 @@ class Supervisor(Service):
     async def restart(self, id: str) -> ProcessState | None:
         """Kill and start again, also out of a crash loop. None for an unknown id."""
         answer = await self._ask({"op": "restart", "id": id})
-        return None if answer["process"] is None else self._seen(answer["process"])
+        found = answer["process"]
+        return None if found is None else msgspec.convert(found, ProcessState)
 
     async def changed(self, id: str) -> None:
         """Return at the next change of state of ``id``."""
@@ -127,7 +128,7 @@ class Supervisor(Service):
             await self._ask({"op": "shutdown"})
 
     async def _state(self, request: dict[str, Any]) -> ProcessState:
-        return self._seen((await self._ask(request))["process"])
+        return msgspec.convert((await self._ask(request))["process"], ProcessState)
 
     def _seen(self, raw: object) -> ProcessState:
         state = msgspec.convert(raw, ProcessState)
@@ -229,10 +230,12 @@ class Supervisor(Service):
                     self.on_change(state)
 
     def _receive(self, message: dict[str, Any]) -> None:
+        # Seen in the order in which the keeper said it: whoever waits for the answer goes on
+        # later, when a newer state may have come already.
+        state = self._seen(message["process"]) if message.get("process") else None
         n = message.get("n")
         if n is None:
-            state = self._seen(message["process"])
-            if self.on_change is not None:
+            if state is not None and self.on_change is not None:
                 self.on_change(state)
             return
         answer = self._waiting.get(n)

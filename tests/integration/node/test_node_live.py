@@ -144,6 +144,14 @@ def _run_unless_busy(node: Node) -> Any:
         return None
 
 
+def test_what_is_here_is_found_by_name(live: Live, node: Node) -> None:
+    [gateway] = node("services", "call", "registry", "find", "gateways")["records"]
+    assert gateway["value"] == running(live.state).gateway
+    assert gateway["peer"] == node("status")["peer_id"]
+    [manager] = node("services", "call", "registry", "find", "managers")["records"]
+    assert httpx.get(f"{manager['value']}/get_workers").is_success
+
+
 def test_the_decider_reads_the_market(node: Node) -> None:
     """Through the connector, which is the provider's own log: no leases yet, and no error."""
     assert node("services", "call", "connector", "get_leases")["leases"] == []
