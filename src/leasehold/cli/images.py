@@ -53,7 +53,10 @@ def pull(
     def directly(images: Any, report: Any) -> Any:
         return report.pull(images, reference, username, password)
 
-    done = _ask("POST", "/v1/images/pull", state, directly, body)
+    from leasehold.cli.progress import showing
+
+    with showing(lambda: _flights(state)):
+        done = _ask("POST", "/v1/images/pull", state, directly, body)
     if as_json:
         _print_json(done)
         return
@@ -188,6 +191,22 @@ def identity(state: Path = STATE, as_json: bool = JSON) -> None:
         _print_json({"peer_id": peer})
     else:
         print(peer)
+
+
+def _flights(state: Path | None) -> Any:
+    """What is being fetched by the provider that runs here, as a progress bar shows it."""
+    from leasehold.cli.client import operator
+    from leasehold.cli.progress import Far
+
+    with operator(state) as api:
+        flights = api.get("/v1/images/inflight")
+    if not flights:
+        return Far(0, 0, "resolving or unpacking")
+    here = sum(flight["received"] for flight in flights)
+    known = all(flight["size"] for flight in flights)
+    total = sum(flight["size"] for flight in flights) if known else 0
+    of = f" of {_size(total)}" if total else ""
+    return Far(here, total, f"{_size(here)}{of} in {len(flights)} parts")
 
 
 def _ask(

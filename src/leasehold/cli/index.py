@@ -100,6 +100,7 @@ def sync(
     import msgspec
 
     from leasehold.app.local_index import local_index
+    from leasehold.cli.progress import EVERY, Far, showing
     from leasehold.cli.state import state_folder
     from leasehold.core import logs
     from leasehold.core.errors import Kind, LeaseholdError
@@ -112,13 +113,30 @@ def sync(
     url = store or f"sqlite+aiosqlite:///{folder / 'index.sqlite3'}"
     settings = IndexSettings(network=network, chain_id=chain_id, rpc=rpc, store=url)
 
+    far = Far(0, 0, "")
+
+    async def look(operations: Any) -> None:
+        nonlocal far
+        while True:
+            gaps = await operations.missing(network, operations.settings.chain_id, first, last)
+            left = sum(end - start + 1 for start, end in gaps.missing_blocks)
+            total = last - first + 1
+            far = Far(total - left, total, f"{total - left} of {total} heights")
+            await asyncio.sleep(EVERY)
+
     async def run() -> Any:
         async with local_index(settings) as operations:
-            return await operations.range(
-                network, operations.settings.chain_id, first, last, overwrite=overwrite
-            )
+            looking = asyncio.ensure_future(look(operations)) if sys.stderr.isatty() else None
+            try:
+                return await operations.range(
+                    network, operations.settings.chain_id, first, last, overwrite=overwrite
+                )
+            finally:
+                if looking is not None:
+                    looking.cancel()
 
-    result = asyncio.run(run())
+    with showing(lambda: far):
+        result = asyncio.run(run())
     if as_json:
         print(msgspec.json.encode(result).decode())
     else:

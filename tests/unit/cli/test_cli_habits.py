@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from leasehold.cli import COMMANDS, confirm, frame, habits, screen, tables
+from leasehold.cli import COMMANDS, confirm, frame, habits, progress, screen, tables
 from leasehold.cli.reach import Row, choose
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.model.market import LeaseId
@@ -162,6 +163,32 @@ def test_without_a_terminal_nothing_is_destroyed_unless_told(
         confirm.confirm("Close it?", yes=False)
     assert refused.value.code == "not_confirmed"
     confirm.confirm("Close it?", yes=True)
+
+
+def test_progress_is_for_terminals_and_never_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    looked = threading.Event()
+
+    def look() -> progress.Far:
+        looked.set()
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", pipe := io.StringIO())
+    with progress.showing(look):
+        pass
+    assert pipe.getvalue() == ""
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with progress.showing(look):
+        assert looked.wait(10)
+    assert terminal.getvalue().strip("\r\x1b[K") == ""
+    assert progress.line(progress.Far(5, 10, "5 of 10")) == f"[{'█' * 12}{'░' * 12}]  50%  5 of 10"
+    assert progress.line(progress.Far(12, 10, "x")).startswith(f"[{'█' * 24}] 100%")
+    assert progress.line(progress.Far(0, 0, "resolving")) == "resolving"
 
 
 def row(owner: str, dseq: int, state: str = "healthy", *services: str, **more: Any) -> Row:
