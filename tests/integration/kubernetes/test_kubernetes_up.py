@@ -69,6 +69,10 @@ deployment:
 """
 
 
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+"""As in the chart's pod: on a cluster the provider needs no right on its machine."""
+
+
 class Up:
     """``leasehold up`` as a process of its own."""
 
@@ -79,7 +83,7 @@ class Up:
     async def start(self) -> None:
         with (self.folder / "up.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "leasehold", "up", "--state", str(self.folder),
+                *UNPRIVILEGED, sys.executable, "-m", "leasehold", "up", "--state", str(self.folder),
                 "--enable-system-services", "none",
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip

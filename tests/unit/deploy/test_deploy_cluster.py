@@ -114,6 +114,54 @@ def test_a_host_name_that_moved_away_no_longer_leads_here(virtual: VirtualClock)
     virtual.run(main)
 
 
+def test_a_host_name_that_moves_during_an_outage_moves_afterwards(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        bench = ClusterBench(virtual)
+        async with bench.running() as deployment:
+            given = service(expose=[{"port": 80, "proto": "TCP", "global": True,
+                                     "hosts": ["a.test", "b.test"]}])  # fmt: skip
+            deployment.want(workload("h1", given))
+            await bench.until(lambda: deployment.health.healthy is True)
+            bench.api.away = True
+            assert bench.driver.allow(deployment.lease, ["b.test"], None)
+            await deployment.point()
+            await bench.clock.sleep(60)
+            bench.api.away = False
+
+            def hosts() -> list[str]:
+                (found,) = bench.api.held["Ingress"].values()
+                return [rule["host"] for rule in found["spec"]["rules"]]
+
+            await bench.until(lambda: hosts() == ["a.test"], 60)
+            bench.api.away = True
+            assert bench.driver.allow(deployment.lease, [], [])
+            await deployment.point()
+            bench.api.away = False
+            await bench.until(lambda: not bench.api.held["Ingress"], 60)
+
+    virtual.run(main)
+
+
+def test_trouble_is_told_of_the_service_that_has_it(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        bench = ClusterBench(virtual, start_deadline=30.0)
+        bench.api.silent.add("slow")
+        async with bench.running() as deployment:
+            deployment.want(workload("h1", service(), service("slow", expose=[])))
+            await bench.until(lambda: deployment.error is not None)
+            assert deployment.error is not None
+            assert deployment.error.code == "not_answering"
+            assert "did not answer within 30 s" in deployment.error.message
+            # It stays, and may come up late.
+            (item,) = (i for i in bench.api.held["Deployment"].values()
+                       if i["metadata"]["name"] == "slow")  # fmt: skip
+            bench.api.silent.clear()
+            bench.api.settle(item)
+            await bench.until(lambda: deployment.health.healthy is True)
+
+    virtual.run(main)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("500m", "0.5"), ("2", "2"), ("1Ki", "1024"), ("24684096Ki", "25276514304"), ("1e3", "1000"),

@@ -158,6 +158,8 @@ def _of(error: LeaseholdError, found: Object) -> LeaseholdError:
     """``error`` with the object it is about."""
     if error.kind is Kind.UNAVAILABLE:
         return error
+    if "because it is being terminated" in error.message:
+        return unavailable("namespace_lingers", error.message)
     kind, name = key(found)
     return LeaseholdError(
         error.code,

@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from leasehold.core.clock import Clock
-from leasehold.core.errors import LeaseholdError, unavailable
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
 from leasehold.deploy.driver import Applied, Emit, Health, History
 from leasehold.deploy.kubernetes import apply, kept
 from leasehold.deploy.kubernetes.api import Api, Object
 from leasehold.deploy.kubernetes.cache import Cluster, labels
-from leasehold.deploy.kubernetes.render import PREFIX, Look, render
+from leasehold.deploy.kubernetes.render import PREFIX, Look, key, render
 from leasehold.deploy.kubernetes.rollout import FIRST_WORD, LATE, ClusterRollout
 from leasehold.deploy.kubernetes.watch import ClusterWatch
 from leasehold.deploy.ports import LeaseMarket
@@ -152,12 +152,20 @@ class KubernetesDriver:
 
     async def point(self, applied: Applied) -> None:
         wanted = [found for found in self.render(applied.workload) if found["kind"] == "Ingress"]
-        await apply.apply(self.api, wanted, self.fingerprints)
-        names = {found["metadata"]["name"] for found in wanted}
-        for item in self.cluster.of("Ingress", applied.workload.name):
-            name = item["metadata"]["name"]
-            if name not in names:
-                await self.api.delete("Ingress", name, applied.workload.name)
+        namespace = applied.workload.name
+        for found in wanted:
+            # Should this not get through, what is there counts as changed, and is repaired.
+            self.fingerprints[namespace, *key(found)] = ""
+        try:
+            await apply.apply(self.api, wanted, self.fingerprints)
+            keep = {key(found) for found in wanted}
+            for item in self.cluster.of("Ingress", namespace):
+                if key(item) not in keep:
+                    await self.api.delete("Ingress", item["metadata"]["name"], namespace)
+        except LeaseholdError as error:
+            if error.kind is not Kind.UNAVAILABLE:
+                raise
+            log.warning("point.later", namespace=namespace, error=error.message)
 
     async def sweep(self, applied: Applied) -> None:
         if not self.cluster.reachable:

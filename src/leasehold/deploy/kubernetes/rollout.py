@@ -139,7 +139,7 @@ class ClusterRollout:
     async def _look(self) -> tuple[bool, Trouble | None]:
         """Whether all is up, and what stands in the way. Raises what waiting cannot help."""
         settled, started = True, True
-        found: Trouble | None = None
+        worst: Trouble | None = None
         here = self.cluster.of("Pod", self.workload.name)
         for service in self.workload.services:
             mine = pods.of_service(here, service.name, self.revisions[service.name])
@@ -150,16 +150,17 @@ class ClusterRollout:
             if pods.progress(controller, self._generations[service.name]).settled:
                 continue
             settled = False
-            found = self._trouble(service, mine, controller) or found
+            found = self._trouble(service, mine, controller)
             if found is None:
                 continue
+            worst = found
             if found.lasting:
                 raise found.error(service.name)
             if found.code == "no_room":
                 await self._make_room(found, service)
         if started or settled:
             await self._say_running()
-        return settled, found
+        return settled, worst
 
     def _controller(self, service: ManifestService) -> Object | None:
         kind = "StatefulSet" if stateful(service) else "Deployment"

@@ -154,6 +154,9 @@ class ClusterWatch(Verdicts):
         """Apply what somebody changed or removed; less and less often while they keep at it."""
         objects = self.driver.render(self.applied.workload)
         found = apply.drifted(self.cluster, objects, self.driver.fingerprints)
+        unwanted = apply.leftovers(self.cluster, self.applied.workload.name, objects)
+        if unwanted and not found:
+            found = f"{' '.join(unwanted[0])} is left over"
         if not found:
             if self.clock.monotonic() >= self._repair_at + self._backoff.cap:
                 self._repairs = 0
@@ -164,4 +167,6 @@ class ClusterWatch(Verdicts):
         self._repair_at = self.clock.monotonic() + self._backoff.delay(self._repairs)
         lease = str(self.applied.workload.lease)
         log.warning("repair", lease=lease, found=found, times=self._repairs)
-        await apply.apply(self.driver.api, objects, self.driver.fingerprints, repair=True)
+        api, name = self.driver.api, self.applied.workload.name
+        await apply.apply(api, objects, self.driver.fingerprints, repair=True)
+        await apply.prune(api, name, unwanted)
