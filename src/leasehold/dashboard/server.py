@@ -34,6 +34,7 @@ log = get_logger(__name__)
 
 def application(api: Path, ledger: str, sessions: Sessions, clock: Clock) -> FastAPI:
     """The ASGI application; ``api`` is the socket of the gateway's API."""
+    tabs: dict[str, set[Visit]] = {}
     web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     head = (
         f"<script>{(STATIC / 'shell.js').read_text()}</script>"
@@ -77,15 +78,25 @@ def application(api: Path, ledger: str, sessions: Sessions, clock: Clock) -> Fas
             return
 
         def leave(reason: str) -> None:
+            """Sign out, in every tab of this session."""
             sessions.close(key)
-            client.run_javascript(f"leasehold.leave({json.dumps(quote(reason))})")
+            for tab in tuple(tabs.get(key, ())):
+                tab.client.run_javascript(f"leasehold.leave({json.dumps(quote(reason))})")
+                tab.end()
 
-        visit = Visit(client, root, Api(api, ledger, credential), clock, leave)
+        until = sessions.until(key)
+        visit = Visit(client, root, Api(api, ledger, credential), clock, leave, until)
         current.append(visit)
+        tabs.setdefault(key, set()).add(visit)
         with client:
             ui.on("leasehold-go", lambda event: visit.go(str(event.args), shown=True))
-        if not gone.is_set():
-            await visit.run(path)
+        try:
+            if not gone.is_set():
+                await visit.run(path)
+        finally:
+            tabs[key].discard(visit)
+            if not tabs[key]:
+                del tabs[key]
 
     async def anywhere(client: Client, rest: str) -> None:
         await page(client)

@@ -85,6 +85,14 @@ class Sessions:
         except (InvalidTag, msgspec.MsgspecError):
             return None
 
+    def until(self, text: str) -> float:
+        """When a session ends, seconds UTC; 0 when there is none."""
+        key = _key(text)
+        try:
+            return 0.0 if key is None else self._file(key).stat().st_mtime + self.lifetime
+        except OSError:
+            return 0.0
+
     def close(self, text: str) -> None:
         """Forget a session."""
         key = _key(text)

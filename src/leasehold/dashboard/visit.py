@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -37,13 +38,22 @@ log = get_logger(__name__)
 
 
 class Visit:
-    """``leave(reason)`` signs the visitor out."""
+    """``leave(reason)`` signs the visitor out, which happens at ``until`` (seconds UTC) anyhow."""
 
-    def __init__(self, client: Client, root: Element, api: Api, clock: Clock, leave: Any) -> None:
+    def __init__(
+        self,
+        client: Client,
+        root: Element,
+        api: Api,
+        clock: Clock,
+        leave: Callable[[str], None],
+        until: float,
+    ) -> None:
         self.client = client
         self.api = api
         self.clock = clock
         self.leave = leave
+        self.until = until
         self.page: Page
         self.path = "/"
         self.said = ("", "")
@@ -57,14 +67,19 @@ class Visit:
         """Show ``path`` and whatever is gone to, until the tab is closed."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                drawing = self._tasks.create_task(self._draw())
+                own = [self._tasks.create_task(work) for work in (self._draw(), self._expire())]
                 self.go(path, shown=True)
                 await self._gone.wait()
-                drawing.cancel()
+                for task in own:
+                    task.cancel()
                 for task in tuple(self._sources):
                     task.cancel()
         finally:
             await self.api.close()
+
+    async def _expire(self) -> None:
+        await self.clock.sleep(max(0.0, self.until - self.clock.now()))
+        self.leave("Your session is over. Please sign in again.")
 
     def end(self) -> None:
         """The tab was closed."""

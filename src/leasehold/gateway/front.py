@@ -44,8 +44,8 @@ AGAIN = 2.0
 LONGEST_PATH = 90
 """Bytes of a Unix socket's path that are safe (the kernel's limit is 108)."""
 
-MESSAGE_BYTES = 1 << 20
-"""Largest websocket message passed on."""
+MESSAGE_BYTES = 16 << 20
+"""Largest websocket message from the pages; a browser's is bounded as a request's body is."""
 
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "

@@ -18,6 +18,9 @@ from leasehold.dashboard.pages import PAGES
 from leasehold.market.accounts import Key, sign_token
 from leasehold.market.client import LedgerClient
 
+SIGNED = {"/v1/neighbour"}
+"""Routes that ask for a signature of a node's own key instead of the operator's token."""
+
 
 @pytest.fixture(scope="module")
 def stranger(live: Live) -> Key:
@@ -53,7 +56,7 @@ def test_every_operators_route_refuses_a_tenant(live: Live, stranger: Key) -> No
     with httpx.Client(base_url=live.url) as client:
         described = client.get("/schema/openapi.json").json()["paths"]
         for path, methods in described.items():
-            if not path.startswith("/v1/"):
+            if not path.startswith("/v1/") or path in SIGNED:
                 continue
             for method in methods:
                 concrete = path.replace("{owner}", live.key.address)

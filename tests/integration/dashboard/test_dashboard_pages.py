@@ -36,8 +36,12 @@ def test_signing_in_with_the_operators_token(live: Live, tab: Tab) -> None:
     assert tab.context.cookies() == []
     page.reload()
     expect(page.get_by_role("heading", name="Leases")).to_be_visible()
+    other = tab.context.new_page()
+    other.goto(live.url)
+    expect(other.get_by_role("heading", name="Overview")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    for each in (page, other):
+        expect(each.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
 def test_every_page_shows_without_complaint_and_asks_nobody_else(live: Live, tab: Tab) -> None:

@@ -140,15 +140,7 @@ class Images(Page):
             return parts.progress("Pulling", 0, None, self.pulling) if self.pulling else None
         return parts.panel(
             "In flight",
-            [
-                parts.progress(
-                    f"{flight['repository']} {text.digest(flight['digest'])}",
-                    flight["received"],
-                    flight["size"],
-                    f"{text.size(flight['received'])} of {text.size(flight['size'])}",
-                )
-                for flight in self.flights
-            ],
+            [in_flight(flight) for flight in self.flights],
         )
 
     def _over_time(self) -> Node | None:
@@ -192,3 +184,13 @@ class Images(Page):
                                   "Unpacked in"), rows, numbers=(2, 4, 5)),
             key="explained",
         )  # fmt: skip
+
+
+def in_flight(flight: dict[str, Any]) -> Node:
+    """How far a transfer is, in bytes."""
+    return parts.progress(
+        f"{flight['repository']} {text.digest(flight['digest'])}",
+        flight["received"],
+        flight["size"],
+        f"{text.size(flight['received'])} of {text.size(flight['size'])}",
+    )

@@ -10,11 +10,15 @@ from typing import Any
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.dashboard import parts, text
 from leasehold.dashboard.page import Page, Source
+from leasehold.dashboard.pages.images import in_flight
 from leasehold.dashboard.pages.lease_manifest import Manifests
 from leasehold.dashboard.pages.lease_output import Output
 from leasehold.dashboard.pages.lease_shell import Shell
 from leasehold.dashboard.tree import Node, h
 from leasehold.model.market import LeaseId
+
+LOOK = 0.5
+"""Seconds between two looks at what is in flight."""
 
 SAMPLES = 120
 """Of usage: four minutes."""
@@ -33,6 +37,7 @@ class Lease(Page):
         self._before: dict[str, tuple[float, float]] = {}
         self.volumes: list[dict[str, Any]] = []
         self.escrow: dict[str, Any] = {}
+        self.flights: list[dict[str, Any]] = []
         self.bad_place = ""
         self.ending = False
         try:
@@ -56,13 +61,21 @@ class Lease(Page):
     def sources(self) -> Mapping[str, Source]:
         if self.bad_place:
             return {}
-        return {
+        found: dict[str, Source] = {
             "timeline": self._timeline,
             "services": lambda: self.every("services", self._status),
             "output": self.output.follow,
             "manifest": lambda: self.on_news("manifest", ("lease",), self.manifests.load),
             "market": lambda: self.on_news("market", ("lease", "deployment"), self._market),
         }
+        if self.api.is_operator:
+            found["pulls"] = lambda: self.every("pulls", self._pulls, LOOK)
+        return found
+
+    async def _pulls(self) -> None:
+        """What is being fetched while the lease is on its way; its image is among it."""
+        waits = self.story["state"] in ("waiting", "running")
+        self.flights = await self.api.get("/v1/images/inflight") if waits else []
 
     async def _timeline(self) -> None:
         """The story now, and again whenever the lease has a new event."""
@@ -137,6 +150,7 @@ class Lease(Page):
                 class_="lease-head",
             ),
             self._unmet(),
+            *(in_flight(flight) for flight in self.flights),
             h(
                 "div",
                 [

@@ -15,6 +15,9 @@ from leasehold.dashboard.tree import Node, h
 if TYPE_CHECKING:
     from leasehold.dashboard.pages.lease import Lease
 
+LONGEST = 4000
+"""Characters of a line that are drawn."""
+
 HELD = 300
 """Lines held and drawn."""
 
@@ -96,7 +99,7 @@ class Output:
             "div",
             h("span", text.precise(line["at"]), class_="log-at"),
             h("span", line["name"], class_="log-name"),
-            h("span", line["message"] or " ", class_="log-text"),
+            h("span", _fit(line["message"]), class_="log-text"),
             key=key, class_="log-line",
         )  # fmt: skip
 
@@ -107,3 +110,9 @@ class Output:
             return parts.empty("There is no output yet.", self.page.trouble["output"])
         return parts.empty("Nothing was written yet.",
                            "What the workload writes to standard output appears here.")  # fmt: skip
+
+
+def _fit(message: str) -> str:
+    if len(message) <= LONGEST:
+        return message or " "
+    return f"{message[:LONGEST]} … and {len(message) - LONGEST} characters more"
