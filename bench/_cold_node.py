@@ -7,6 +7,7 @@ the same, whatever the source) and prints what came from where as a line of JSON
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import sys
@@ -27,6 +28,9 @@ from leasehold.model.digest import Digest
 from leasehold.model.reference import Reference
 from leasehold.p2p.keys import KeyPair
 from leasehold.p2p.settings import P2PSettings
+
+ACQUAINTED = 20.0
+"""Seconds a node may take to get to know all others: measured is a fleet that has been up."""
 
 
 def keys_of(name: str) -> KeyPair:
@@ -53,6 +57,10 @@ async def main(name: str, folder: str, members: str, registry: str) -> None:
     )
     loop = asyncio.get_running_loop()
     async with running(node):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ACQUAINTED):
+                while len(node.kad.table) < len(table) - 1:  # noqa: ASYNC110  (tells nobody)
+                    await asyncio.sleep(0.05)
         print(json.dumps({"ready": name}), flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             command, _, argument = line.strip().partition(" ")

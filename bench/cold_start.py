@@ -5,6 +5,10 @@ docker-registry behind a proxy that counts bytes and passes on a fixed rate in a
 one node pulling alone at that rate. What twenty nodes without one another would take is *scaled*
 from that, not measured: at a fixed rate they share it. Nothing is unpacked.
 
+Twenty nodes on one machine also share its processors: ``processor_bound_seconds`` is what the work of
+all nodes takes on them even if nothing else runs, so ``ratio`` cannot fall below that over the pull
+of one. A fleet has its own processors.
+
 Besides: the image in one and in four layers, an upgrade that shares all layers but one, the node
 that reads from the registry killed half-way, and a tenth of the nodes refusing connections.
 """
@@ -202,6 +206,7 @@ async def measure(quick: bool) -> dict[str, Any]:
                 direct_20_nodes_seconds_scaled=round(alone * NODES, 1),
                 image_mib=total,
                 rate_mib_s=rate,
+                processor_bound_seconds=round(main["cpu_seconds"] / (os.cpu_count() or 1), 2),
                 fleet=main,
                 **extras,
             )

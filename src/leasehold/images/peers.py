@@ -45,6 +45,9 @@ BUSY_LEAST, BUSY_MOST = 0.05, 1.0
 ROUND_LEAST, ROUND_MOST = 0.1, 2.0
 """Seconds between rounds in which nobody could help."""
 
+ELSEWHERE = ("recheck_hit", "in_flight")
+"""Reasons of the gate that mean: it can be had without the origin after all, so look again."""
+
 LOCAL_WAIT = 2.0
 """Seconds within which coordination starts the local pull it announced."""
 
@@ -91,7 +94,15 @@ class Peers:
             except LeaseholdError as error:
                 if error.code != "exhausted":
                     raise
-                return await self._directly(download, from_origin)
+                try:
+                    return await self._directly(download, from_origin)
+                except LeaseholdError as declined:
+                    spent = self.clock.monotonic() - idle_since
+                    if declined.got not in ELSEWHERE or spent > self.settings.peer_budget_seconds:
+                        raise
+                await self.clock.sleep(self.rng.uniform(pause / 2, pause))
+                pause = min(ROUND_MOST, pause * 2)
+                continue
             if resolution is None or resolution.local:
                 await self._until_pulling(download)
                 return await from_origin(download)

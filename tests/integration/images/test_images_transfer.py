@@ -48,6 +48,8 @@ class Fleet:
         self.failures: list[tuple[str, str, str]] = []
         self.holders: dict[str, Sequence[str]] = {}
         """Overrides whom a node is told to ask."""
+        self.declines: list[str] = []
+        """Reasons for which the direct way is declined; after the last one holders are known."""
 
     async def add(self, name: str, stack: contextlib.AsyncExitStack) -> Images:
         keys = self.keys[name] = KeyPair.generate()
@@ -119,6 +121,11 @@ class FakeResolver:
 
     @contextlib.asynccontextmanager
     async def direct(self, digest: Digest, kind: ContentKind) -> AsyncIterator[None]:
+        if self.fleet.declines:
+            why = self.fleet.declines.pop(0)
+            if not self.fleet.declines:
+                self.fleet.holders.pop(self.me, None)
+            raise LeaseholdError("fallback_declined", "declined", got=why)
         yield
 
     def prefetch(self, *_: Any) -> None: ...
@@ -157,6 +164,19 @@ async def test_bytes_are_passed_on_while_they_arrive(tmp_path: Path, plaintext: 
         assert all(set(d.sources) == {"peer:n0"} for d in done[1:])
         for node in fleet.nodes.values():
             assert await node.store.verify(digest) is True
+
+
+async def test_held_elsewhere_after_all_is_no_failure(tmp_path: Path) -> None:
+    async with fleet_of(2, tmp_path, BIG) as fleet:
+        await fleet.get("n0", BIG)
+        fleet.holders["n1"] = []
+        fleet.declines = ["recheck_hit", "in_flight", "recheck_hit"]
+        done = await fleet.get("n1", BIG)
+        assert set(done.sources) == {"peer:n0"}
+        fleet.holders["n1"], fleet.declines = [], ["rate_limited"]
+        with pytest.raises(LeaseholdError) as caught:
+            await fleet.get("n1", b"something else")
+        assert caught.value.got == "rate_limited", "a real no is said"
 
 
 async def test_a_crowd_becomes_a_tree(tmp_path: Path) -> None:
