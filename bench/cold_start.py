@@ -5,9 +5,9 @@ docker-registry behind a proxy that counts bytes and passes on a fixed rate in a
 one node pulling alone at that rate. What twenty nodes without one another would take is *scaled*
 from that, not measured: at a fixed rate they share it. Nothing is unpacked.
 
-Twenty nodes on one machine also share its processors: ``processor_bound_seconds`` is what the work of
-all nodes takes on them even if nothing else runs, so ``ratio`` cannot fall below that over the pull
-of one. A fleet has its own processors.
+Twenty nodes on one machine also share its processors: ``processor_bound_seconds`` is what the work
+of all nodes takes on them even if nothing else runs, so ``ratio`` cannot fall below that over the
+pull of one. In a fleet each node has its own.
 
 Besides: the image in one and in four layers, an upgrade that shares all layers but one, the node
 that reads from the registry killed half-way, and a tenth of the nodes refusing connections.
