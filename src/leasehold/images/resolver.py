@@ -334,7 +334,7 @@ class Resolver:
             result = await self._please_pull(wanted, node)
         except (LeaseholdError, TimeoutError) as error:
             log.info("resolver.pull_refused", node=node, digest=wanted.digest, error=str(error))
-            return None
+            return await self._begun_in_silence(wanted, node, prefix)
         if result is None:
             return None
         if result.outcome == RECENTLY_FAILED:
@@ -351,6 +351,22 @@ class Resolver:
         return await self._follow(
             wanted, node, told=result.told, outcome=prefix + "rule7_cold_start"
         )
+
+    async def _begun_in_silence(self, wanted: _Wanted, node: str, prefix: str) -> Resolution | None:
+        """A busy node may have begun and not found the time to say so: then it is followed."""
+        if node == self.node or not self._ask.connected(node):
+            return None
+        patient = self._settings.query_timeout * PATIENCE
+        answer = (await self._query(wanted.digest, [node], wanted.kind, patient)).get(node)
+        if answer is None:
+            return None
+        if answer.has_cached and (holder := self._holder(node)) is not None:
+            return Resolution([holder], outcome=prefix + "rule2_cache_hit")
+        if answer.in_flight and self._moves(wanted, node, answer):
+            return await self._follow(
+                wanted, node, told=answer.told, outcome=prefix + "rule3_inflight"
+            )
+        return None
 
     async def _please_pull(self, wanted: _Wanted, node: str) -> PullResult | None:
         timeout = self._settings.pull_timeout

@@ -189,6 +189,24 @@ def test_rule_7_waits_for_a_first_rank_that_is_only_slow(virtual: VirtualClock) 
     run(virtual, test)
 
 
+def test_rule_7_follows_a_puller_that_began_without_saying_so(virtual: VirtualClock) -> None:
+    async def test(w: Neighbours) -> None:
+        w.pulls["node-e"] = PeerError("coord_timeout", "nothing")
+        w.slow = {"node-e": 0.5}
+        asked = w.resolver._please_pull
+
+        async def begins(wanted: Any, node: str) -> Any:
+            w.says["node-e"] = w.fresh("node-e", in_flight=True, told=True, started_at=0.0)
+            return await asked(wanted, node)
+
+        w.resolver._please_pull = begins  # type: ignore[method-assign]
+        found = await w.resolve()
+        assert (names(found), found.outcome) == (["node-e"], "rule3_inflight")
+        assert w.pulled == ["node-e"]
+
+    run(virtual, test)
+
+
 def test_rule_7_may_be_this_very_node(virtual: VirtualClock) -> None:
     async def test(w: Neighbours) -> None:
         found = await w.resolve()
