@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from leasehold.core.clock import Clock
@@ -30,8 +30,11 @@ class NodeImages:
     def __init__(self, images: Images) -> None:
         self.images = images
 
-    async def ensure(self, reference: str) -> PulledImage:
-        return await self.images.ensure(reference)
+    async def ensure(self, reference: str, *, holder: str) -> PulledImage:
+        return await self.images.ensure(reference, holder=holder)
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        self.images.keeping.release(holder, keep=keep)
 
 
 def make_node(

@@ -63,7 +63,7 @@ class OciContainers:
                 "containers need root and runc or crun; install one of them",
                 kind=Kind.UNSUPPORTED,
             )
-        image = await self.images.ensure(spec.image)
+        image = await self.images.ensure(spec.image, holder=_holder(spec.id))
         bundle = self.root / spec.id
         for name in ("rootfs", "upper", "work"):
             (bundle / name).mkdir(parents=True, exist_ok=True)
@@ -154,6 +154,7 @@ class OciContainers:
             # Its runtime was killed before it could tidy up.
             await self._delete(id)
         shutil.rmtree(self.root / id, ignore_errors=True)
+        await self.images.release(_holder(id))
 
     async def _delete(self, id: str) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -185,3 +186,8 @@ class OciContainers:
         if self.root.is_dir():
             known |= {path.name for path in self.root.iterdir()} - {"state"}
         return {id: states[id].state for id in known if id in states}
+
+
+def _holder(id: str) -> str:
+    """Who uses the image of a container: its layers are the container's files."""
+    return f"node service {id}"

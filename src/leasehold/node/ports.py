@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,9 +58,15 @@ class PulledImage(Protocol):
 
 
 class PackageImages(Protocol):
-    """Fetches OCI artifacts by digest."""
+    """Fetches OCI artifacts by digest, and keeps those that are held."""
 
-    async def ensure(self, reference: str) -> PulledImage: ...
+    async def ensure(self, reference: str, *, holder: str) -> PulledImage:
+        """Have it here, unpacked, until ``holder`` releases it."""
+        ...
+
+    async def release(self, holder: str, *, keep: Collection[str] = ()) -> None:
+        """``holder`` uses no image any more, except the digests in ``keep``."""
+        ...
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):

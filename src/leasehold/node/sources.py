@@ -58,6 +58,9 @@ from leasehold.node.tree import Folder, Layers, Tree
 
 PLACEHOLDER = re.compile(r"\{config\.([a-zA-Z0-9_]+)\}")
 
+HOLDER = "node packages"
+"""Who uses the images that packages came from."""
+
 Table = dict[str, Any]
 
 
@@ -278,8 +281,12 @@ def signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
 async def artifacts(
     references: Iterable[str], images: PackageImages, configs: Mapping[str, Table] | None = None
 ) -> Found:
-    """Packages out of OCI artifacts: ``package.toml`` and its files, in the layers."""
+    """Packages out of OCI artifacts: ``package.toml`` and its files, in the layers.
+
+    They are held, so that a start needs no registry; those not asked for any more are released.
+    """
     found = Found()
+    keep = []
     for reference in references:
         name = reference.partition("@")[0].rpartition("/")[2]
         try:
@@ -291,7 +298,8 @@ async def artifacts(
                     expected="REGISTRY/NAME@sha256:…",
                     got=reference,
                 )
-            image = await images.ensure(reference)
+            image = await images.ensure(reference, holder=HOLDER)
+            keep.append(str(image.digest))
             tree = await asyncio.to_thread(Layers, image.layers)
             package = parse(tree, "package.toml", configs, source=reference)
             found.packages[package.name] = package
@@ -299,6 +307,8 @@ async def artifacts(
             message = error.message if isinstance(error, LeaseholdError) else str(error)
             found.broken[name] = message
             found.unread.append(reference.partition("@")[0])
+    if not found.broken:
+        await images.release(HOLDER, keep=keep)
     return found
 
 

@@ -49,8 +49,13 @@ class HostImage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.held: set[str] = set()
 
-    async def ensure(self, reference: str) -> Any:
+    async def release(self, holder: str, *, keep: object = ()) -> None:
+        self.held.discard(holder)
+
+    async def ensure(self, reference: str, *, holder: str) -> Any:
+        self.held.add(holder)
         version = reference[-1]
         layer = self.root / f"layer-{version}"
         (layer / "opt").mkdir(parents=True, exist_ok=True)
@@ -102,6 +107,7 @@ async def test_a_container_service(tmp_path: Path, boxes: Path) -> None:
             return reply
 
         id = node.find("boxed", spell=False).id
+        assert images.held == {f"node service {id}"}
         seen = await call("look")
         assert seen["version"] == 1
         assert seen["pid"] < 50
@@ -127,6 +133,7 @@ async def test_a_container_service(tmp_path: Path, boxes: Path) -> None:
         node.extra = {}
         await node.reload()
         assert not node.journal.instances
+        assert not images.held
         assert not await node.supervisor.refresh()
         assert [p.name for p in (boxes / "run").iterdir() if p.name != "state"] == []
         assert str(boxes) not in Path("/proc/self/mounts").read_text()

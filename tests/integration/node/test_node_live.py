@@ -13,6 +13,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from leasehold.cli.client import operator
 from leasehold.cli.node import app
 from leasehold.cli.state import running
 from leasehold.core.errors import LeaseholdError
@@ -142,6 +143,17 @@ def _run_unless_busy(node: Node) -> Any:
         if error.code != "spell_is_running":
             raise
         return None
+
+
+def test_images_in_use_are_kept(live: Live, node: Node) -> None:
+    """The package's own, and the one a container runs from, whatever is collected."""
+    with operator(live.state) as api:
+        before = [image["reference"] for image in api.get("/v1/images")]
+        assert live.package in before
+        assert len(before) == 2
+        api.post("/v1/images/gc", {"keep_seconds": 0})
+        assert [image["reference"] for image in api.get("/v1/images")] == before
+    assert node("services", "restart", "crate")["state"] == "running"
 
 
 def test_what_is_here_is_found_by_name(live: Live, node: Node) -> None:
