@@ -203,7 +203,10 @@ def logs(
     name: str = WHICH,
     service: list[str] = typer.Option([], "--service", "-s", help="Only of it; may be repeated."),
     follow: bool = FOLLOW,
-    tail: int = typer.Option(100, "--tail", "-n", help="Last lines of each replica; -1: all."),
+    tail: int = typer.Option(
+        100, "--tail", "-n", help="Last lines of each replica.", min=0, max=10_000
+    ),
+    search: str = typer.Option("", "--search", help="Only lines that contain it."),
     account: str = AS,
     ledger: str = LEDGER,
     state: Path = STATE,
@@ -215,7 +218,7 @@ def logs(
     with _reach(state, ledger, account) as reach:
         lease = reach.find(name)
         wanted = [one for each in service for one in each.split(",") if one]
-        for line in lease.logs(wanted, follow=follow, tail=tail):
+        for line in lease.logs(wanted, follow=follow, tail=tail, search=search):
             if as_json:
                 print(json.dumps(line), flush=True)
             else:
@@ -269,8 +272,6 @@ def shell(
 
     with _reach(state, ledger, account) as reach:
         lease = reach.find(name)
-        if lease.key is None:
-            raise _tenants_only(reach, lease, "enter")
         chosen = service or _only_service(lease)
         code = run(lease, chosen, command or ["/bin/sh"], replica=replica, tty=tty, quiet=as_json)
     if as_json:
@@ -367,9 +368,10 @@ def history(
     as_json: bool = JSON,
 ) -> None:
     """Show the manifests that were accepted, newest first: who sent which hash when."""
-    from leasehold.cli import manifest
+    from leasehold.cli.manifest import show_history
 
-    manifest.history(_deployment(name, state, ledger, account), ledger, state, as_json)
+    with _reach(state, ledger, account) as reach:
+        show_history(reach.find(name).manifests(), as_json)
 
 
 @app.command()
@@ -398,7 +400,7 @@ def _deployment(name: str, state: Path | None, ledger: str | None, account: str 
     with _reach(state, ledger, account) as reach:
         lease = reach.find(name)
         if lease.key is None:
-            raise _tenants_only(reach, lease, "see the manifests of")
+            raise _tenants_only(reach, lease, "roll back")
         return f"{reach.accounts.name_of(lease.id.owner)}/{lease.id.dseq}"
 
 

@@ -92,19 +92,23 @@ def history(
     as_json: bool = JSON,
 ) -> None:
     """The manifests that were accepted, newest first: when, hash, who sent it, images."""
-    from leasehold.cli.state import print_json
-
     side = Side(deployment, ledger, state)
     with side.providers() as apis:
         kept = [entry for api in apis for entry in api.get(f"/deployment/{side.dseq}/manifests")]
-    if as_json:
-        print_json(kept)
-        return
+    show_history(kept, as_json)
+
+
+def show_history(kept: list[dict[str, Any]], as_json: bool) -> None:
+    """Kept manifests: the current one has a star."""
     import datetime as dt
 
     from leasehold.cli.market import Names
+    from leasehold.cli.state import print_json
     from leasehold.cli.tables import table
 
+    if as_json:
+        print_json(kept)
+        return
     names = Names()
     rows = [
         [

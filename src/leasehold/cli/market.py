@@ -127,7 +127,8 @@ def listed(
         print_json(items)
         return
     names = Names()
-    table(columns, [row(names, item) for item in items], empty=f"no {kind}")
+    rows = [[*row(names, item), item["id"]] for item in items]
+    table([*columns, "+ID"], rows, empty=f"no {kind}")
 
 
 def done(as_json: bool, text: str, **fields: Any) -> None:

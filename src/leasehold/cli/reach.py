@@ -256,20 +256,22 @@ class Lease:
         found: dict[str, Any] = self.api.get(f"{self.base}/status")
         return found
 
-    def logs(self, services: Sequence[str], *, follow: bool, tail: int) -> Iterator[dict[str, Any]]:
-        """Lines ``{name, message}``, the last ``tail`` of each replica (-1: all)."""
-        query = {"service": ",".join(services), "follow": str(follow).lower(), "tail": tail}
-        if self.key is None:
-            with self.api.stream(f"{self.base}/logs", **query) as lines:
-                for line in lines:
-                    if line:
-                        yield json.loads(line)
-            return
-        if not services:
-            del query["service"]
-        with self.socket("logs", query) as socket:
-            for frame in socket:
-                yield json.loads(frame)
+    def logs(
+        self, services: Sequence[str], *, follow: bool, tail: int, search: str = ""
+    ) -> Iterator[dict[str, Any]]:
+        """Lines ``{service, name, message, at}``, the last ``tail`` of each replica."""
+        query: dict[str, Any] = {"service": ",".join(services), "tail": tail}
+        query |= {"search": search} if search else {"follow": str(follow).lower()}
+        with self.api.stream(f"{self.base}/output", **query) as lines:
+            for line in lines:
+                if line:
+                    yield json.loads(line)
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """The accepted manifests that are kept, newest first."""
+        id = self.id
+        mine, any_ = f"/deployment/{id.dseq}", f"/v1/deployments/{id.owner}/{id.dseq}"
+        return list(self.api.get(f"{mine if self.key else any_}/manifests"))
 
     def events(self, *, follow: bool) -> Iterator[dict[str, Any]]:
         """What happened: a tenant's frames, or for the operator the log's events."""

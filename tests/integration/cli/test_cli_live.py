@@ -136,6 +136,8 @@ def test_status_logs_and_events(stage: Stage) -> None:
             "\n"
         )[:1]
         assert json.loads(line)["message"] == "seen"
+        found = stage.run("lease", "logs", "web", "--search", "see", tenant=tenant)
+        assert found == "web-0  seen\n"
 
 
 def test_a_command_inside(stage: Stage) -> None:
@@ -144,8 +146,8 @@ def test_a_command_inside(stage: Stage) -> None:
     said = stage.run("lease", "shell", "--json", "1", "--", "sh", "-c", "echo o; echo e >&2")
     assert json.loads(said) == {"exit_code": 0, "stdout": "o\n", "stderr": "e\n"}
     assert "service" in stage.run("lease", "shell", "1", "-s", "nope", code=4)
-    refused = stage.json("lease", "shell", "1", tenant=False, code=3)
-    assert refused["error"]["code"] == "tenant_only"
+    said = stage.run("lease", "shell", "1", "--", "echo", "by the operator", tenant=False)
+    assert said == "by the operator\n"
 
 
 def test_a_shell_in_a_terminal(stage: Stage) -> None:
@@ -222,6 +224,9 @@ def test_a_new_manifest_and_back_again(stage: Stage, tmp_path: Path) -> None:
     assert [entry["current"] for entry in history] == [True, False]
     assert history[0]["sender"].startswith("akash1")
     assert "demo" in stage.run("lease", "history", "1")
+    assert stage.json("lease", "history", "1", tenant=False) == history
+    refused = stage.json("lease", "rollback", "1", "--yes", tenant=False, code=3)
+    assert refused["error"]["code"] == "tenant_only"
     stage.run("lease", "rollback", "1", "--yes")
     assert stage.json("lease", "history", "1")[0]["hash"] == before
     refused = stage.json("lease", "close", "1", code=2)
