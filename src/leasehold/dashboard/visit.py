@@ -31,6 +31,9 @@ DRAW_EVERY = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before a source that failed is tried again, growing from one to the other."""
 
+SIGNED_OUT = ("unauthorized", "token_expired", "token_signature")
+"""Refusals that mean the credential is no good any more, and not that it permits too little."""
+
 TOAST = 8.0
 """Seconds what an action said stays."""
 
@@ -119,7 +122,7 @@ class Visit:
                 await source()
                 return
             except LeaseholdError as error:
-                if error.kind is Kind.UNAUTHENTICATED and error.code == "unauthorized":
+                if error.kind is Kind.UNAUTHENTICATED and error.code in SIGNED_OUT:
                     self.leave("Please sign in again.")
                     return
                 page.trouble[name] = error.message

@@ -258,6 +258,7 @@ class Volumes(Service):
                 "keep_until": state.keep_until or None,
                 "error": state.error,
                 "served": repo in self.storage.enabled,
+                "mounted": bool(self.in_use.get(repo)),
             }
             for repo, state in await self.of(prefix)
         ]

@@ -20,6 +20,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from tests.integration.dashboard.live import DOWN_WAIT, UP_WAIT, Live, Tab
 
+from leasehold.storage import immutable
+
 
 @pytest.fixture(scope="session")
 def live() -> Iterator[Live]:
@@ -38,7 +40,9 @@ def live() -> Iterator[Live]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(DOWN_WAIT)
         process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            immutable.set_tree(folder, False)  # volumes of closed leases are frozen
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _until(process: subprocess.Popen[str], mark: str) -> str:

@@ -114,15 +114,13 @@ class Volumes(Page):
         named = f"{name} of {place}"
         actions: list[Node] = []
         if self.api.is_operator:
-            change = {"online": "freeze", "frozen": "unfreeze", "archived": "unarchive"}
-            what = change.get(volume["tier"].split()[0])
             actions = [
-                parts.button("History", lambda: self.choose(volume["id"]),
+                parts.button("History", partial(self.choose, volume["id"]),
                              aria_expanded="true" if self.chosen == volume["id"] else "false",
                              aria_label=f"History of {named}"),
-                parts.button(f"{what.capitalize()} …", lambda: self.ask(what, volume["id"]),
-                             aria_label=f"{what.capitalize()} … {named}")
-                if what else h("span"),
+                *(parts.button(f"{what.capitalize()} …", partial(self.ask, what, volume["id"]),
+                               aria_label=f"{what.capitalize()} … {named}")
+                  for what in _changes(volume)),
             ]  # fmt: skip
         elif volume["tier"] == "frozen":
             actions = [parts.button("Delete …", lambda: self.ask("purge", volume["id"]),
@@ -156,6 +154,7 @@ class Volumes(Page):
         says = {
             "freeze": "Freeze it? Whoever uses it lets go of it first; it can be unfrozen.",
             "unfreeze": "Bring it back into use?",
+            "archive": "Pack it away? Getting it back takes longer than unfreezing.",
             "unarchive": "Bring it back from the archive?",
             "restore": f"Bring it back to {subject[:12]}? What it holds now is recorded first.",
             "purge": "Delete it for good? There is no way back.",
@@ -192,7 +191,29 @@ class Volumes(Page):
                         ("Snapshot", "At (UTC)", "By", "Why", "Files", "Bytes", ""), rows,
                         none=parts.empty("Nothing was recorded yet."), numbers=(4, 5)),
             self._changes(),
+            self._move_form(),
             aside=parts.button("Record it now", self.snapshot),
+        )  # fmt: skip
+
+    async def move(self, fields: dict[str, Any]) -> None:
+        """To another path, or another host where there are several."""
+        body = {"volume": self.chosen, "path": str(fields.get("path", "")).strip()}
+        body["host"] = str(fields.get("host", "")).strip()
+        done = await self.api.post("/v1/volumes/move", body)
+        self.workflows[done["volume"]] = [str(done["workflow"])]
+        self.visit.say("The volume is being moved.", parts.BUSY)
+        await self._load()
+
+    def _move_form(self) -> Node | None:
+        volume = next((v for v in self.volumes if v["id"] == self.chosen), None)
+        if volume is None or volume["mounted"]:
+            return h("p", "It can be moved when no workload uses it.", class_="soft")
+        return h(
+            "form",
+            parts.field("Move to path", name="path", value=volume["path"], autocomplete="off"),
+            parts.field("On host", name="host", value=volume["host"], autocomplete="off"),
+            h("button", "Move", type="submit", class_="button"),
+            on={"submit": self.move}, class_="filters",
         )  # fmt: skip
 
     def _changes(self) -> Node | None:
@@ -219,3 +240,12 @@ def _size_of(entry: dict[str, Any] | None) -> str:
     if not entry:
         return "–"
     return text.size(entry["size"]) if "size" in entry else "there"
+
+
+def _changes(volume: dict[str, Any]) -> tuple[str, ...]:
+    """What may be done with a volume as it is now."""
+    if volume["busy"] or volume["mounted"]:
+        return ()
+    tier = str(volume["tier"]).split(maxsplit=1)[0]
+    by_tier = {"online": ("freeze",), "frozen": ("unfreeze", "archive"), "archived": ("unarchive",)}
+    return by_tier.get(tier, ())

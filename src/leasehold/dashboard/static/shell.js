@@ -31,6 +31,10 @@
     },
     arrived: (title, focus) => {
       document.title = title;
+      setTimeout(() => {
+        const here = document.querySelector(".pages [aria-current]");
+        if (here) here.scrollIntoView({ inline: "center", block: "nearest" });
+      }, 200);
       if (focus) requestAnimationFrame(() => setTimeout(() => {
         const heading = document.getElementById("main");
         if (heading) { heading.focus({ preventScroll: true }); window.scrollTo(0, 0); }
