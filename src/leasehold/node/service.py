@@ -190,7 +190,14 @@ class Node(Service):
     async def stop(self) -> None:
         """End the node's own parts. Services go on, supervised by the keeper, until the next
         start finds them."""
+        await self._rest()
         await self._parts.shutdown()
+
+    async def _rest(self) -> None:
+        """Leave off deploying and looking after services; what was half done is undone."""
+        for task in list(self._routine):
+            task.cancel()
+        await asyncio.gather(*self._routine, return_exceptions=True)
 
     def _principals(self) -> Principals:
         self.key = load_or_create(self.root / "host.key")
@@ -493,9 +500,7 @@ class Node(Service):
 
         What is installed stays written down: the next start of the node brings it back.
         """
-        for task in list(self._routine):
-            task.cancel()
-        await asyncio.gather(*self._routine, return_exceptions=True)
+        await self._rest()
         for instance in self.journal.instances.values():
             if instance.is_spell:
                 self.spells.unsubscribe(instance.id)

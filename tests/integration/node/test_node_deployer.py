@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from leasehold.core.errors import LeaseholdError
+from leasehold.core.service import running
 from leasehold.node.distro import (
     Created,
     InitCall,
@@ -25,7 +26,7 @@ from leasehold.node.journal import ROOT_SCOPE, PutAlias
 from leasehold.node.service import Node
 from leasehold.node.settings import NodeSettings
 from leasehold.node.spells.trigger import ClockConfig, TriggerConfig
-from leasehold.node.testing import node_in, python_service, until
+from leasehold.node.testing import NOTHING_BUNDLED, node_in, python_service, until
 
 QUICK = NodeSettings(health_sec=0, deploy_attempts=1, ready_timeout_sec=3, call_timeout_sec=2)
 
@@ -59,6 +60,25 @@ async def value(node: Node, function: str, *args: Any, service: str = "echo") ->
 
 def status(node: Node, package: str = "echo") -> str:
     return node.deployer.results[package].status
+
+
+async def test_a_stop_in_the_middle_of_a_deploy_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = PackageDistro(
+        name="slow", services=(python_service("slow", "import time; time.sleep(9)"),)
+    )
+    waits = asyncio.Event()
+    node = Node(
+        tmp_path, settings=QUICK, system_services=NOTHING_BUNDLED, packages=[slow, echo()],
+        on_step=lambda package, step: waits.set() if step == "wait for slow" else None,
+    )  # fmt: skip
+    async with asyncio.timeout(20), running(node):
+        await waits.wait()
+    assert "failed" not in capsys.readouterr().out
+    async with node_in(tmp_path, echo()) as node:
+        assert status(node) in ("ready", "unchanged")
+        assert {i.package for i in node.journal.instances.values()} == {"echo"}
 
 
 async def test_a_second_run_does_nothing(tmp_path: Path) -> None:
