@@ -19,6 +19,7 @@ from leasehold.storage import immutable
 from leasehold.storage.volumes import Volumes
 
 CHURN = Path(__file__).with_name("volume_churn.py")
+STEPS = Path(__file__).with_name("volume_steps.py")
 KILLS = 5
 
 
@@ -68,6 +69,17 @@ async def test_a_volume_survives_sigkill_at_any_moment(tmp_path: Path) -> None:
             await check(tmp_path)
     finally:
         immutable.set_tree(tmp_path / "volumes", False)
+
+
+@pytest.mark.parametrize("action", ["freeze", "archive", "unarchive", "move"])
+def test_a_kill_at_every_step_of_a_change(action: str, tmp_path: Path) -> None:
+    """With the look at what an earlier try has done taken out of ``moves._switch``, or the one at
+    the old files out of ``unarchive_repo``, this names the step."""
+    done = subprocess.run(
+        [sys.executable, STEPS, tmp_path, action], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    assert int(done.stdout.split()[-2]) > 10, "it has not counted its steps"
 
 
 @pytest.mark.soak
