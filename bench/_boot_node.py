@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from bench.boot import SETTINGS, package
+from bench._boot_packages import SETTINGS, package
 from leasehold.core import logs
 from leasehold.core.service import running
 from leasehold.node.service import Node

@@ -23,33 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness
+from bench._boot_packages import SETTINGS, package
 from leasehold.core import logs
 from leasehold.core.service import running
-from leasehold.node.distro import PackageDistro, SpellDistro
 from leasehold.node.service import Node
-from leasehold.node.settings import NodeSettings, SystemServices
-from leasehold.node.spells.trigger import ClockConfig, TriggerConfig
+from leasehold.node.settings import SystemServices
 from leasehold.node.supervisor import ROOT
-from leasehold.node.testing import deployed, end_keeper, python_service
+from leasehold.node.testing import deployed, end_keeper
 
-SETTINGS = NodeSettings(health_sec=0, max_spell_workers=2)
-SOURCE = "@service.function\ndef version(): return {version}"
 PACKAGES = 100
 COLD = 20
 COLD_RUNS = 5
 RESTARTS = 7
-
-
-def package(n: int, version: int = 1, *, spell: bool = True) -> PackageDistro:
-    ticker = SpellDistro(
-        name=f"spell-{n}", script="1", trigger=TriggerConfig(ClockConfig(1, 0, 3600))
-    )
-    return PackageDistro(
-        name=f"package-{n}",
-        version=f"{version}.0.0",
-        services=(python_service(f"service-{n}", SOURCE.replace("{version}", str(version))),),
-        spells=(ticker,) if spell and n % 5 == 0 else (),
-    )
 
 
 def run(quick: bool) -> dict[str, Any]:
