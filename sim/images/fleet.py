@@ -15,8 +15,8 @@ from leasehold.core.clock import VirtualClock
 from leasehold.core.errors import LeaseholdError
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.membership import View
+from leasehold.images.neighbourhood import MISMATCH
 from leasehold.images.ports import FailureClass, Holder, OriginError
-from leasehold.images.resolver import MISMATCH
 from leasehold.model.digest import Digest
 from leasehold.p2p.errors import PeerError
 from sim.images.node import Node

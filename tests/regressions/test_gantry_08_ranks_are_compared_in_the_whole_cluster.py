@@ -2,7 +2,8 @@
 
 In the original the asker ranked inside its zone and the answerer in the cluster, so that the
 mismatch counter was noise exactly where views agreed. Take ``view.zone(self._zone)`` instead of
-``view.ranking`` for the comparison in ``Resolver._query`` and agreement counts as a mismatch here.
+``view.ranking`` for the comparison in ``Neighbourhood.query`` and agreement counts as a mismatch
+here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from leasehold.core.clock import VirtualClock
 from leasehold.images.coord.settings import CoordSettings
-from leasehold.images.resolver import MISMATCH
+from leasehold.images.neighbourhood import MISMATCH
 from leasehold.images.testing import ORDER, Neighbours
 
 ZONES = {ORDER[1]: "here", ORDER[2]: "here", ORDER[4]: "here"}

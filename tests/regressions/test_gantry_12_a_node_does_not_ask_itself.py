@@ -2,8 +2,9 @@
 
 In the original a node that chose itself fetched its own result back through its own port, and rule
 2 listed peers that had just said "not here" as somewhere to fetch. Return a holder instead of
-``local=True`` for ourselves in ``Resolver._follow``, drop ``h.node != self.node`` in ``_find``, or
-drop ``if answer.has_cached`` in ``_holders``, and one of these fails.
+``local=True`` for ourselves in ``Resolver._follow``, drop ``h.node != self.node`` in
+``Neighbourhood.find``, or drop ``if answer.has_cached`` in ``Resolver._holders``, and one of these
+fails.
 """
 
 from __future__ import annotations

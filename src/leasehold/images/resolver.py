@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from leasehold.core import metrics
 from leasehold.core.clock import Clock
-from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.core.errors import LeaseholdError
 from leasehold.core.logs import get_logger
 from leasehold.images.coord.messages import (
     ALREADY_PULLING,
@@ -38,19 +37,24 @@ from leasehold.images.coord.messages import (
     STARTED,
     Intent,
     PleasePullRequest,
-    PleasePullResponse,
     PullResult,
 )
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.gate import DirectGate
-from leasehold.images.inflight import IDLE_LIMIT, LARGE_STALL, SMALL_STALL, stall_limit
+from leasehold.images.inflight import stall_limit
+from leasehold.images.judging import (
+    Judge,
+    Wanted,
+    exhausted,
+    known_failure,
+    label,
+    silence_limit,
+    tells,
+)
 from leasehold.images.membership import View
-from leasehold.images.ports import ContentKind, FailureClass, Holder, OriginError, Resolution
-from leasehold.images.quarantine import Quarantine
+from leasehold.images.neighbourhood import Answerer, Asker, Lookup, Neighbourhood
+from leasehold.images.ports import ContentKind, FailureClass, Holder, Resolution
 from leasehold.model.digest import Digest
-
-SKEW = 5.0
-"""Seconds two hosts' clocks may differ before an absolute time from one misleads the other."""
 
 POLL_SMALL, POLL_LARGE = 0.2, 1.0
 """Seconds between looks for a record while following a node that cannot be streamed from."""
@@ -62,14 +66,7 @@ PATIENCE = 3
 """How much longer nodes that are connected and yet silent are waited for, once, before the next
 rank fetches instead."""
 
-WARN_SECONDS = 10.0
 HEALTHY, UNHEALTHY = 0.7, 0.3
-REMEMBERED = 4096
-"""Digests whose honour windows and sightings are kept."""
-
-MISMATCH = metrics.counter(
-    "p2p_hrw_rank_mismatch_total", "Answers whose rank differs from ours.", ("digest_kind",)
-)
 PROBE_HITS = metrics.counter("p2p_topk_probe_hit_total", "Holders found by asking.")
 FALSE_EMPTY = metrics.counter("p2p_dht_false_empty_total", "Held, but the DHT knew nobody.")
 EXPANSIONS = metrics.counter("p2p_topk_expansion_total", "Second passes.", ("reason",))
@@ -86,43 +83,6 @@ SECONDS = metrics.histogram(
 log = get_logger(__name__)
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
-
-class Asker(Protocol):
-    """Asks other nodes (``coord.client.Client``, or a simulator)."""
-
-    def connected(self, node: str) -> bool:
-        """Whether there is a connection: then silence is slowness, else perhaps death."""
-        ...
-
-    async def pull_intent_query(
-        self, node: str, digest: Digest, seconds: float | None = None
-    ) -> Intent: ...
-
-    async def please_pull(self, node: str, request: PleasePullRequest) -> PleasePullResponse: ...
-
-
-class Answerer(Protocol):
-    """This node's own answers (``coord.server.Server``)."""
-
-    async def local_pull_intent(self, digest: Digest) -> Intent: ...
-
-    async def start_local_pull(
-        self,
-        registry: str,
-        repository: str,
-        kind: ContentKind,
-        digests: Sequence[tuple[Digest, int | None]],
-        authorization: str = "",
-    ) -> list[PullResult]: ...
-
-
-class Lookup(Protocol):
-    """Records of holders (``discovery.Discovery``, or a simulator)."""
-
-    async def find(self, digest: Digest, limit: int) -> Sequence[Holder]: ...
-
-    def health(self) -> float: ...
 
 
 class Resolver:
@@ -144,21 +104,18 @@ class Resolver:
         rng: random.Random | None = None,
     ) -> None:
         self.node = node
+        self._settings = settings or CoordSettings()
+        self._rng = rng or random.Random()
+        self._others = Neighbourhood(
+            node, view, ask, answer, lookup, clock, self._settings, zone=zone, rng=self._rng
+        )
+        self._judge = Judge(clock, self._settings.honor_window)
         self._view = view
-        self._ask = ask
         self._answer = answer
-        self._lookup = lookup
         self._gate = gate
         self._clock = clock
         self._spawn = spawn
-        self._settings = settings or CoordSettings()
-        self._zone = zone if self._settings.zone_scope else ""
-        self._rng = rng or random.Random()
-        self._quarantine = Quarantine(clock)
-        self._honoured: OrderedDict[Digest, float] = OrderedDict()
-        self._sighted: OrderedDict[tuple[Digest, str, float], float] = OrderedDict()
         self._under_way: dict[Digest, asyncio.Future[Resolution]] = {}
-        self._warn_after = float("-inf")
 
     # the port
 
@@ -176,7 +133,7 @@ class Resolver:
         if shared is None:
             shared = asyncio.get_running_loop().create_future()
             self._under_way[digest] = shared
-            wanted = _Wanted(digest, kind, registry, repository, size, authorization)
+            wanted = Wanted(digest, kind, registry, repository, size, authorization)
             try:
                 self._spawn(self._decide(wanted, shared))
             except LeaseholdError:
@@ -186,12 +143,12 @@ class Resolver:
 
     async def refresh(self, digest: Digest, size: int | None) -> Sequence[Holder]:
         """Holders known by now, complete ones first. Starts nothing."""
-        holders = await self._find(digest)
+        holders = await self._others.find(digest)
         if holders:
             return holders
-        names = self._candidates(digest, self._settings.candidates)
-        answers = await self._query(digest, names, ContentKind.BLOB)
-        return self._holders(digest, answers, _Wanted(digest, ContentKind.BLOB, "", "", size, ""))
+        names = self._others.candidates(digest, self._settings.candidates)
+        answers = await self._others.query(digest, names, ContentKind.BLOB)
+        return self._holders(digest, answers, Wanted(digest, ContentKind.BLOB, "", "", size, ""))
 
     def direct(
         self, digest: Digest, kind: ContentKind, size: int | None = None
@@ -207,7 +164,7 @@ class Resolver:
         """Have each child's first-ranked node begin, one request a node and kind; best effort."""
         groups: dict[tuple[str, ContentKind], list[tuple[Digest, int]]] = {}
         for digest, kind, size in dict.fromkeys(children):
-            first = self._candidates(digest, 1)
+            first = self._others.candidates(digest, 1)
             if first:
                 groups.setdefault((first[0], kind), []).append((digest, size))
         for (node, kind), batch in groups.items():
@@ -220,7 +177,7 @@ class Resolver:
 
     def failed(self, digest: Digest, holder: Holder, outcome: str) -> None:
         """A holder let us down; it is left alone for a while."""
-        self._quarantine.put(digest, holder.node, outcome)
+        self._others.quarantine.put(digest, holder.node, outcome)
 
     def member(self, node: str) -> Holder | None:
         found = self._view().members.get(node)
@@ -228,16 +185,16 @@ class Resolver:
 
     # one decision
 
-    async def _decide(self, wanted: _Wanted, outcome: asyncio.Future[Resolution]) -> None:
+    async def _decide(self, wanted: Wanted, outcome: asyncio.Future[Resolution]) -> None:
         began = self._clock.monotonic()
-        label = "error"
+        decided = "error"
         try:
             result = await self._resolve(wanted)
-            label = result.outcome
+            decided = result.outcome
             if not outcome.done():
                 outcome.set_result(result)
         except LeaseholdError as error:
-            label = _label(error)
+            decided = label(error)
             if not outcome.done():
                 outcome.set_exception(error)
                 outcome.exception()  # those who asked may have left
@@ -247,44 +204,45 @@ class Resolver:
         except Exception as error:  # a bug must not look like a hang, nor end the node
             log.exception("resolver.broke", digest=wanted.digest)
             if not outcome.done():
-                outcome.set_exception(_exhausted(f"the resolver failed: {error!r}"))
+                outcome.set_exception(exhausted(f"the resolver failed: {error!r}"))
                 outcome.exception()
         finally:
             self._under_way.pop(wanted.digest, None)
-            SECONDS.labels(wanted.kind.label, label).observe(self._clock.monotonic() - began)
+            SECONDS.labels(wanted.kind.label, decided).observe(self._clock.monotonic() - began)
 
-    async def _resolve(self, wanted: _Wanted) -> Resolution:
+    async def _resolve(self, wanted: Wanted) -> Resolution:
         digest = wanted.digest
-        holders = await self._find(digest)
+        holders = await self._others.find(digest)
         if holders:
             return Resolution(holders, outcome="dht_hit")
-        self._honour(digest)
+        self._judge.honour(digest)
         settings = self._settings
         found = await self._pass(wanted, settings.candidates)
         if isinstance(found, str):
             found = await self._pass(wanted, settings.candidates * settings.expansion, found)
         if isinstance(found, str):
-            raise _exhausted("no node holds it or could fetch it")
+            raise exhausted("no node holds it or could fetch it")
         return found
 
-    async def _pass(self, wanted: _Wanted, count: int, prefix: str = "") -> Resolution | str:
+    async def _pass(self, wanted: Wanted, count: int, prefix: str = "") -> Resolution | str:
         """The seven rules over the ``count`` best ranked nodes.
 
         A text asks for the one wider pass and is what its outcomes are prefixed with.
         """
         digest, second = wanted.digest, bool(prefix)
-        names = self._candidates(digest, count)
-        answers = await self._query(digest, names, wanted.kind)
-        slow = [n for n in names if n not in answers and n != self.node and self._ask.connected(n)]
-        if slow and not any(_tells(answer) for answer in answers.values()):
+        names = self._others.candidates(digest, count)
+        answers = await self._others.query(digest, names, wanted.kind)
+        silent = [n for n in names if n not in answers and n != self.node]
+        slow = [n for n in silent if self._others.ask.connected(n)]
+        if slow and not any(tells(answer) for answer in answers.values()):
             # To pass over the first rank because it is busy would be one more pull from the origin.
             patient = self._settings.query_timeout * PATIENCE
-            late = await self._query(digest, slow, wanted.kind, patient)
+            late = await self._others.query(digest, slow, wanted.kind, patient)
             answers = {n: a for n in names if (a := answers.get(n) or late.get(n)) is not None}
 
         for answer in answers.values():  # rule 1
             if answer.recently_failed and answer.failure is not None and answer.failure.trusted:
-                raise _known_failure(digest, answer.failure, self._remaining(answer))
+                raise known_failure(digest, answer.failure, self._judge.remaining(answer))
 
         holders = self._holders(digest, answers, wanted, complete_only=True)
         if holders:  # rule 2
@@ -305,31 +263,31 @@ class Resolver:
 
         failed = [a for n, a in answers.items() if a.recently_failed and n not in stalled]
         if failed:  # rule 4
-            raise self._cool_down(digest, max(self._remaining(a) for a in failed))
+            raise self._judge.cool_down(digest, max(self._judge.remaining(a) for a in failed))
 
         if not answers:  # rule 5
             if not second:
                 EXPANSIONS.labels("all_unreachable").inc()
             return "rule5_all_unreachable/"
-        health = self._lookup.health()
+        health = self._others.health
         if not second and health < HEALTHY:  # rule 6
             EXPANSIONS.labels("unhealthy_health" if health < UNHEALTHY else "degraded_health").inc()
             return "rule6_degraded_expand/"
 
         # rule 7: by our own ranking, whatever the answers say of theirs
         for rank, node in enumerate(names):
-            if node in answers and node not in stalled and not self._bad(digest, node):
+            if node in answers and node not in stalled and not self._others.bad(digest, node):
                 if rank:
                     log.info("resolver.passed_over", digest=digest, nodes=names[:rank], to=node)
                 found = await self._have_pulled(wanted, node, prefix)
                 if found is not None:
                     return found
-        raise _exhausted("no node that answered would fetch it")
+        raise exhausted("no node that answered would fetch it")
 
-    async def _have_pulled(self, wanted: _Wanted, node: str, prefix: str) -> Resolution | None:
+    async def _have_pulled(self, wanted: Wanted, node: str, prefix: str) -> Resolution | None:
         """Ask ``node`` to fetch; None when the next one should be asked."""
         if not wanted.registry or not wanted.repository:
-            raise _exhausted("it is not known where it comes from")
+            raise exhausted("it is not known where it comes from")
         try:
             result = await self._please_pull(wanted, node)
         except (LeaseholdError, TimeoutError) as error:
@@ -340,10 +298,10 @@ class Resolver:
         if result.outcome == RECENTLY_FAILED:
             failure = result.failure or FailureClass.TRANSIENT
             if failure.trusted:
-                raise _known_failure(wanted.digest, failure, self._remaining(result))
-            raise self._cool_down(wanted.digest, self._remaining(result))
+                raise known_failure(wanted.digest, failure, self._judge.remaining(result))
+            raise self._judge.cool_down(wanted.digest, self._judge.remaining(result))
         if result.outcome == ALREADY_PULLING:
-            if result.told and result.silence > _silence_limit(wanted.kind):
+            if result.told and result.silence > silence_limit(wanted.kind):
                 TAKEOVERS.labels(wanted.kind.label).inc()
                 return None
         elif result.outcome != STARTED:
@@ -352,15 +310,15 @@ class Resolver:
             wanted, node, told=result.told, outcome=prefix + "rule7_cold_start"
         )
 
-    async def _begun_in_silence(self, wanted: _Wanted, node: str, prefix: str) -> Resolution | None:
+    async def _begun_in_silence(self, wanted: Wanted, node: str, prefix: str) -> Resolution | None:
         """A busy node may have begun and not found the time to say so: then it is followed."""
-        if node == self.node or not self._ask.connected(node):
+        if node == self.node or not self._others.ask.connected(node):
             return None
         patient = self._settings.query_timeout * PATIENCE
-        answer = (await self._query(wanted.digest, [node], wanted.kind, patient)).get(node)
+        answer = (await self._others.query(wanted.digest, [node], wanted.kind, patient)).get(node)
         if answer is None:
             return None
-        if answer.has_cached and (holder := self._holder(node)) is not None:
+        if answer.has_cached and (holder := self._others.holder(node)) is not None:
             return Resolution([holder], outcome=prefix + "rule2_cache_hit")
         if answer.in_flight and self._moves(wanted, node, answer):
             return await self._follow(
@@ -368,7 +326,7 @@ class Resolver:
             )
         return None
 
-    async def _please_pull(self, wanted: _Wanted, node: str) -> PullResult | None:
+    async def _please_pull(self, wanted: Wanted, node: str) -> PullResult | None:
         timeout = self._settings.pull_timeout
         if node == self.node:
             async with self._clock.timeout(timeout):
@@ -389,174 +347,67 @@ class Resolver:
                 wanted.authorization,
             )
             async with self._clock.timeout(timeout):
-                results = list((await self._ask.please_pull(node, request)).results)
+                results = list((await self._others.ask.please_pull(node, request)).results)
         # By digest, not by place: a node that skips what it cannot read answers with fewer.
         return next((r for r in results if r.digest == wanted.digest), None)
 
     # following a puller
 
-    async def _follow(self, wanted: _Wanted, node: str, *, told: bool, outcome: str) -> Resolution:
+    async def _follow(self, wanted: Wanted, node: str, *, told: bool, outcome: str) -> Resolution:
         """``node`` fetches it: one of ours is streamed from at once, an original waited for."""
         if node == self.node:
             return Resolution(local=True, outcome=outcome)
         if told:
-            holder = self._holder(node, complete=False, puller=True)
+            holder = self._others.holder(node, complete=False, puller=True)
             if holder is None:
-                raise _exhausted(f"{node} fetches it but says not where to get it")
+                raise exhausted(f"{node} fetches it but says not where to get it")
             return Resolution([holder], outcome=outcome)
         small = wanted.kind is not ContentKind.BLOB
         deadline = self._clock.monotonic() + stall_limit(wanted.kind, wanted.size)
         pause = ASK_FIRST
         ask_at = self._clock.monotonic() + self._rng.uniform(0.5, 1.0) * pause
         while self._clock.monotonic() < deadline:
-            holders = await self._find(wanted.digest)
+            holders = await self._others.find(wanted.digest)
             if holders:
                 return Resolution(holders, outcome=outcome)
             if self._clock.monotonic() >= ask_at:
-                answers = await self._query(wanted.digest, [node], wanted.kind)
+                answers = await self._others.query(wanted.digest, [node], wanted.kind)
                 answer = answers.get(node)
                 if answer is not None and answer.has_cached:
-                    holder = self._holder(node)
+                    holder = self._others.holder(node)
                     if holder is not None:
                         return Resolution([holder], outcome=outcome)
                 pause = min(ASK_CAP, pause * 2)
                 ask_at = self._clock.monotonic() + self._rng.uniform(0.5, 1.0) * pause
             await self._clock.sleep(POLL_SMALL if small else POLL_LARGE)
-        raise _exhausted(f"{node} did not finish fetching it in time")
+        raise exhausted(f"{node} did not finish fetching it in time")
 
     # asking
 
-    def _candidates(self, digest: Digest, count: int) -> list[str]:
-        view = self._view()
-        ranking = view.zone(self._zone) if self._zone else view.ranking
-        return ranking.top(digest, count)
-
-    async def _query(
-        self,
-        digest: Digest,
-        names: Sequence[str],
-        kind: ContentKind,
-        seconds: float | None = None,
-    ) -> dict[str, Intent]:
-        """The answers of ``names`` in their order, all asked at once; silent ones are left out."""
-        found: dict[str, Intent] = {}
-
-        async def one(node: str) -> None:
-            try:
-                if node == self.node:
-                    found[node] = await self._answer.local_pull_intent(digest)
-                else:
-                    found[node] = await self._ask.pull_intent_query(node, digest, seconds)
-            except LeaseholdError:
-                pass  # unreachable: the rules count who answers
-
-        if len(names) == 1 and names[0] == self.node:
-            await one(self.node)
-        else:
-            try:
-                async with self._clock.timeout(seconds or self._settings.query_timeout):
-                    async with asyncio.TaskGroup() as tasks:
-                        for name in names:
-                            tasks.create_task(one(name))
-            except TimeoutError:
-                pass
-        ranking = self._view().ranking
-        for node, answer in found.items():
-            # Compared in the whole cluster, also when a zone elects: so the answer is computed.
-            if node != self.node and answer.hrw_rank != ranking.rank(digest, node):
-                MISMATCH.labels(kind.label).inc()
-                self._warn_mismatch(node, answer.hrw_rank)
-        return {name: found[name] for name in names if name in found}
-
-    def _warn_mismatch(self, node: str, theirs: int) -> None:
-        """The counter has them all; the log gets one a while, or a herd would drown in it."""
-        now = self._clock.monotonic()
-        if now >= self._warn_after:
-            self._warn_after = now + WARN_SECONDS
-            log.warning("resolver.hrw_rank_mismatch", node=node, theirs=theirs)
-
-    async def _find(self, digest: Digest) -> list[Holder]:
-        """Holders by the DHT, without ourselves and those that let us down, in random order."""
-        try:
-            async with self._clock.timeout(self._settings.lookup_timeout):
-                found = await self._lookup.find(digest, 20)
-        except (LeaseholdError, TimeoutError):
-            return []
-        holders = [h for h in found if h.node != self.node and not self._bad(digest, h.node)]
-        self._rng.shuffle(holders)
-        return holders
+    def _moves(self, wanted: Wanted, node: str, answer: Intent) -> bool:
+        """Whether ``node`` fetches it, gets on, and can be fetched from."""
+        bad = self._others.bad(wanted.digest, node)
+        return not bad and self._judge.moves(wanted, node, answer)
 
     def _holders(
         self,
         digest: Digest,
         answers: dict[str, Intent],
-        wanted: _Wanted,
+        wanted: Wanted,
         *,
         complete_only: bool = False,
     ) -> list[Holder]:
         """Who said they have it, then who said they are receiving it."""
         complete, arriving = [], []
         for node, answer in answers.items():
-            if node == self.node or self._bad(digest, node):
+            if node == self.node or self._others.bad(digest, node):
                 continue
             if answer.has_cached:
-                complete.append(self._holder(node))
+                complete.append(self._others.holder(node))
             elif answer.in_flight and answer.told and self._moves(wanted, node, answer):
-                arriving.append(self._holder(node, complete=False, puller=True))
+                arriving.append(self._others.holder(node, complete=False, puller=True))
         chosen = complete if complete_only else complete + arriving
         return [h for h in chosen if h is not None]
-
-    def _holder(self, node: str, *, complete: bool = True, puller: bool = False) -> Holder | None:
-        member = self._view().members.get(node)
-        if member is None or not member.transfer:
-            return None
-        return member.holder(complete=complete, puller=puller)
-
-    def _bad(self, digest: Digest, node: str) -> bool:
-        return self._quarantine.holds(digest, node)
-
-    # judging
-
-    def _moves(self, wanted: _Wanted, node: str, answer: Intent) -> bool:
-        """Whether a fetch gets on: by its silence where told, else by how long we have seen it."""
-        if self._bad(wanted.digest, node):
-            return False  # it fetches, but cannot be fetched from
-        if answer.told:
-            return answer.silence <= _silence_limit(wanted.kind, answer.received)
-        limit = stall_limit(wanted.kind, wanted.size)
-        started = answer.started_at or 0.0  # absent reads as 1970, as the original's readers do
-        if self._clock.now() - started > limit + SKEW:
-            return False
-        key = (wanted.digest, node, started)
-        now = self._clock.monotonic()
-        seen = self._sighted.setdefault(key, now)
-        while len(self._sighted) > REMEMBERED:
-            self._sighted.popitem(last=False)
-        return now - seen <= limit
-
-    def _remaining(self, answer: Intent | PullResult) -> float:
-        if answer.told:
-            return answer.remaining
-        until = answer.cooldown_until
-        return max(0.0, until - self._clock.now()) if until is not None else 0.0
-
-    def _cool_down(self, digest: Digest, remaining: float) -> LeaseholdError:
-        window = min(remaining, self._settings.honor_window)
-        if window > 0:
-            self._honoured[digest] = self._clock.monotonic() + window
-            self._honoured.move_to_end(digest)
-            while len(self._honoured) > REMEMBERED:
-                self._honoured.popitem(last=False)
-        return _cooldown(digest, window)
-
-    def _honour(self, digest: Digest) -> None:
-        until = self._honoured.get(digest)
-        if until is None:
-            return
-        remaining = until - self._clock.monotonic()
-        if remaining > 0:
-            raise _cooldown(digest, remaining, honoured=True)
-        del self._honoured[digest]
 
     async def _prefetch(
         self,
@@ -573,71 +424,6 @@ class Resolver:
                 else:
                     digests, sizes = zip(*batch, strict=True)
                     request = PleasePullRequest(digests, registry, repository, kind, sizes)
-                    await self._ask.please_pull(node, request)
+                    await self._others.ask.please_pull(node, request)
         except (LeaseholdError, TimeoutError) as error:
             log.info("resolver.prefetch_failed", node=node, error=str(error))
-
-
-class _Wanted:
-    """What is asked for."""
-
-    __slots__ = ("authorization", "digest", "kind", "registry", "repository", "size")
-
-    def __init__(
-        self,
-        digest: Digest,
-        kind: ContentKind,
-        registry: str,
-        repository: str,
-        size: int | None,
-        authorization: str,
-    ) -> None:
-        self.digest = digest
-        self.kind = kind
-        self.registry = registry
-        self.repository = repository
-        self.size = size
-        self.authorization = authorization
-
-
-def _tells(answer: Intent) -> bool:
-    """Whether an answer decides something: who has it, fetches it, or failed at it."""
-    return answer.has_cached or answer.in_flight or answer.recently_failed
-
-
-def _silence_limit(kind: ContentKind, received: int = 0) -> float:
-    """Seconds without a byte that are a stall; the first byte may queue behind other pulls."""
-    if kind is not ContentKind.BLOB:
-        return SMALL_STALL
-    return IDLE_LIMIT if received else LARGE_STALL
-
-
-def _label(error: LeaseholdError) -> str:
-    """The outcome label of a decision that is an error."""
-    if isinstance(error, OriginError) and error.failure.trusted:
-        return "rule1_failure"
-    if error.code == "cooldown":
-        return "rule4_cooldown_honored" if error.got else "rule4_cooldown"
-    return "exhausted" if error.code == "exhausted" else "error"
-
-
-def _known_failure(digest: Digest, failure: FailureClass, remaining: float) -> OriginError:
-    return OriginError(
-        failure,
-        f"the origin refused {digest} to another node ({failure.name.lower()})",
-        retry_after=remaining or None,
-    )
-
-
-def _cooldown(digest: Digest, seconds: float, *, honoured: bool = False) -> LeaseholdError:
-    return LeaseholdError(
-        "cooldown",
-        f"fetching {digest} failed just now; the next attempt is in {seconds:.0f} s",
-        kind=Kind.UNAVAILABLE,
-        retry_after=max(1.0, seconds),
-        got="honoured" if honoured else None,
-    )
-
-
-def _exhausted(why: str) -> LeaseholdError:
-    return LeaseholdError("exhausted", why, kind=Kind.UNAVAILABLE, retry_after=1.0)

@@ -281,8 +281,8 @@ def test_a_holder_that_let_us_down_is_left_alone(virtual: VirtualClock) -> None:
         await virtual.sleep(61)
         assert set(names(await w.resolve())) == {"node-b", "node-d"}
         w.resolver.failed(D, bad, "corrupt")
-        assert not w.resolver._quarantine.holds(Digest.of(b"other"), "node-d")
-        assert w.resolver._quarantine.holds(Digest.of(b"other"), "node-b"), "for everything"
+        assert not w.resolver._others.quarantine.holds(Digest.of(b"other"), "node-d")
+        assert w.resolver._others.quarantine.holds(Digest.of(b"other"), "node-b"), "for everything"
 
     run(virtual, test)
 
