@@ -14,14 +14,17 @@ data plane
     ``peers``        how holders fill a download; ``peerclient`` and ``peertls`` reach them
     ``transfer``     what other nodes talk to
     ``mirror``       what containerd, podman and skopeo talk to; ``client_setup`` points them here
-    ``unpack``       a layer becomes a directory; ``tarstream`` is what makes that safe
+    ``unpack``       layers as directories; ``extraction`` fills one; ``tarstream`` makes that safe,
+                     with ``tarheader`` (records) and ``lower`` (what is below)
     ``assembly``     one image put together; ``records`` what that took; ``access`` who may use it
     ``service``      :class:`Images`, the face to the rest of Leasehold
     ``build``        small images made in memory; ``memory`` a registry in memory, for tests
 
 coordination
     ``coord/``      ``/gantry/coord``: who has it, who pulls it
-    ``resolver``    the seven rules
-    ``discovery``   provider records; ``membership`` who is in the cluster
-    ``node``        both halves as one service
+    ``resolver``    the seven rules; ``neighbourhood`` whom it asks, ``judging`` what answers mean
+    ``gate``        the last resort; ``hrw`` ranks; ``inflight``, ``negative``, ``quarantine``
+    ``discovery``   provider records
+    ``membership``  who is in the cluster: by hand, a file, ``gossip`` or ``kubernetes``
+    ``node``        both halves as one service; ``testing`` a resolver among neighbours, for tests
 """
