@@ -75,10 +75,10 @@ class Authenticator:
 
 def bearer_token(connection: Connection) -> str | None:
     """The bearer token of a request, None without an Authorization header."""
-    values = connection.headers.getall("authorization", [])
+    values = [value for name, value in connection.scope["headers"] if name == b"authorization"]
     if not values:
         return None
-    scheme, _, token = values[0].partition(" ")
+    scheme, _, token = values[0].decode("latin-1").partition(" ")
     if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
         raise LeaseholdError(
             "authorization_header",

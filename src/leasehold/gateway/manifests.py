@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Request, Response, get, post, put
-from litestar.handlers import BaseRouteHandler
+from litestar import Request, Response, get, post
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from leasehold.core.clock import Clock
@@ -30,6 +31,15 @@ Wait = Annotated[
 Timeout = Annotated[float, QueryParameter(gt=0, le=3600, description="longest wait, seconds")]
 
 
+class Quick(HTTPRouteHandler):
+    """A route whose guards are given the handler itself: copying it for each of them, as Litestar
+    does, took an eighth of the time of a PUT. Our guards only look at the connection."""
+
+    async def authorize_connection(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        for guard in self.resolve_guards():
+            await guard(connection, self)  # type: ignore[misc]
+
+
 class Rollback(msgspec.Struct, forbid_unknown_fields=True):
     """``hash``: of a kept manifest, or the beginning of it."""
 
@@ -41,8 +51,9 @@ def routes(
 ) -> Sequence[BaseRouteHandler]:
     """The manifest routes of ``manifest``'s provider."""
 
-    @put(
+    @Quick(
         "/deployment/{dseq:int}/manifest",
+        http_method="PUT",
         guards=[tenant("send-manifest")],
         status_code=200,
         opt={TEXT_ERRORS: True},
