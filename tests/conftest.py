@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from leasehold.core.clock import VirtualClock
+
+# An example that hangs must fail; one that is slow because the machine is busy must not.
+hypothesis.settings.register_profile("leasehold", deadline=5000)
+hypothesis.settings.load_profile("leasehold")
 
 
 @pytest.fixture
