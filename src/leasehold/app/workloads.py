@@ -33,7 +33,7 @@ class DeployedWorkloads:
                 "available_replicas": available,
                 "running": service["replicas"],
             }
-        return found | {"services": services, "ips": {}}
+        return found | {"services": services, "ips": found.get("ips", {})}
 
     async def logs(
         self, lease: LeaseId, services: Sequence[str], *, follow: bool, tail: int

@@ -115,7 +115,7 @@ class Deployment:
         outcome = Input.FAILED
         try:
             if self.applied is None:
-                self.applied = await self.driver.adopt(self.lease, self.history)
+                self.applied = await self._adopt(workload)
                 if self.applied is not None:
                     self.health.healthy = self.health.told = self.history.healthy
             if self.applied is not None and self.applied.workload.hash == workload.hash:
@@ -142,6 +142,21 @@ class Deployment:
         if self.applied is not None:
             await self.driver.sweep(self.applied)
         self._inbox.put_nowait(outcome)
+
+    async def _adopt(self, workload: Workload) -> Applied | None:
+        """Take over what runs. What is away for a moment (a proxy, say) is waited for: a workload
+        that is not taken over is not watched either."""
+        backoff = Backoff(first=0.5, cap=10.0, rng=self.driver.rng)
+        failures = 0
+        while True:
+            try:
+                return await self.driver.adopt(self.lease, self.history)
+            except LeaseholdError as error:
+                if error.kind not in PASSING:
+                    raise
+                failures += 1
+                await self._say_failed(workload, error, final=False)
+                await self.driver.clock.sleep(backoff.delay(failures))
 
     async def _roll_out(self, workload: Workload) -> Applied | None:
         """Try until it is up, fails for good, or something newer is wanted."""

@@ -21,7 +21,7 @@ from leasehold.core.errors import Kind, LeaseholdError, Violation
 from leasehold.deploy.kubernetes import gpu
 from leasehold.deploy.settings import DeploySettings
 from leasehold.model.market import OrderId
-from leasehold.model.resources import GroupSpec, Resources
+from leasehold.model.resources import LEASED_IP, GroupSpec, Resources
 
 RESERVED = metrics.gauge(
     "leasehold_inventory_reserved", "promised to orders and leases", ["resource"]
@@ -87,6 +87,8 @@ class Reservation:
     allocated: bool = False
     persistent: int = 0
     """Bytes of it that are persistent volumes."""
+    ips: int = 0
+    """Leased addresses."""
 
     @property
     def total(self) -> Amounts:
@@ -100,6 +102,8 @@ class Inventory:
 
     def __init__(self, nodes: Iterable[Node], volume_bytes: Callable[[], int] = lambda: 0) -> None:
         self.volume_bytes = volume_bytes
+        self.leased_ips: int | None = None
+        """Addresses there are to lease; None: somebody else counts them."""
         self.nodes: dict[str, Node] = {}
         self.reservations: dict[OrderId, Reservation] = {}
         self.unavailable = ""
@@ -119,11 +123,26 @@ class Inventory:
             return
         if self.unavailable:
             raise LeaseholdError("not_offering", self.unavailable, kind=Kind.UNAVAILABLE)
+        self._check_ips(group)
         placed = self.place(group)
         self.reservations[order] = Reservation(
-            order, group.name, placed, persistent=_persistent(group)
+            order, group.name, placed, persistent=_persistent(group), ips=_ips(group)
         )
         self._measure()
+
+    def _check_ips(self, group: GroupSpec) -> None:
+        wanted = _ips(group)
+        if not wanted or self.leased_ips is None:
+            return
+        left = self.leased_ips - sum(r.ips for r in self.reservations.values())
+        if wanted > left:
+            raise LeaseholdError(
+                "no_leased_ip",
+                "this provider does not have enough addresses left to lease",
+                kind=Kind.CONFLICT if self.leased_ips else Kind.UNSUPPORTED,
+                expected=f"up to {max(0, left)}",
+                got=wanted,
+            )
 
     async def release(self, order: OrderId) -> None:
         """Give the room back; nothing happens when there is none, or when it is leased."""
@@ -141,7 +160,11 @@ class Inventory:
         reservation = self.reservations.get(order)
         if reservation is None:
             reservation = Reservation(
-                order, group.name, self._place(group, force=True), persistent=_persistent(group)
+                order,
+                group.name,
+                self._place(group, force=True),
+                persistent=_persistent(group),
+                ips=_ips(group),
             )
             self.reservations[order] = reservation
         reservation.allocated = True
@@ -268,6 +291,18 @@ class Inventory:
         for kind in KINDS:
             OFFERED.labels(kind).set(getattr(offered, kind))
             RESERVED.labels(kind).set(getattr(reserved, kind))
+
+
+def _ips(group: GroupSpec) -> int:
+    """Addresses it names: endpoints with the same number share one."""
+    return len(
+        {
+            endpoint.sequence_number
+            for unit in group.resources
+            for endpoint in unit.resource.endpoints or ()
+            if endpoint.kind == LEASED_IP
+        }
+    )
 
 
 def suits(model: str, resources: Resources) -> bool:

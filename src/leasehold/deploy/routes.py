@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from leasehold.deploy.driver import Applied
 
 
-PortKey = tuple[str, str, str, int]
-"""Lease, service, protocol, port."""
+PortKey = tuple[str, str, str, int, str]
+"""Lease, service, protocol, port, name of the leased address (empty: a port of the host)."""
 
 
 class Routes:
@@ -74,10 +74,11 @@ class Routes:
                     hosts = workload.hosts(service, expose, self.settings.static_domain)
                     found += [self._url(host) for host in hosts]
                 elif expose.global_:
-                    node_port = self._ports.get(_port_key(workload, service, expose))
-                    if node_port is not None:
-                        scheme = expose.proto.lower()
-                        found.append(f"{scheme}://{self.settings.public_host}:{node_port}")
+                    published = self._published.get(_port_key(workload, service, expose))
+                    if published is not None:
+                        host = published.front or self.settings.public_host
+                        port = published.front_port or published.port
+                        found.append(f"{expose.proto.lower()}://{host}:{port}")
         return found
 
     def _url(self, host: str) -> str:
@@ -110,9 +111,26 @@ class Routes:
             }
             for service in workload.services
             for expose in service.exposes
-            if not expose.ingress
+            if not expose.ingress and not expose.ip
             if (number := self._ports.get(_port_key(workload, service, expose))) is not None
         ]
+
+    def leased_addresses(self, workload: Workload) -> dict[str, list[dict[str, object]]]:
+        """By service, the leased addresses that lead to it, as the market's API lists them."""
+        found: dict[str, list[dict[str, object]]] = {}
+        for service in workload.services:
+            for expose in service.exposes:
+                published = self._published.get(_port_key(workload, service, expose))
+                if expose.ip and published is not None:
+                    found.setdefault(service.name, []).append(
+                        {
+                            "Port": expose.port,
+                            "ExternalPort": published.front_port,
+                            "Protocol": expose.proto,
+                            "IP": published.front,
+                        }
+                    )
+        return found
 
     # -- moving -----------------------------------------------------------------------------------
 
@@ -143,7 +161,7 @@ class Routes:
                 serving.setdefault(replica.service, []).append(replica)
         await self.names(applied, everything)
         used = set()
-        ports = {}
+        ports: dict[PortKey, tuple[str, Expose]] = {}
         for service in workload.services:
             up = serving.get(service.name, [])
             for expose in service.exposes:
@@ -152,7 +170,7 @@ class Routes:
                     used.add(key)
                     await self._move_ingress(key, workload, service, expose, up)
                 elif expose.global_ and up:
-                    ports[_port_key(workload, service, expose)] = (up[0].address, expose.port)
+                    ports[_port_key(workload, service, expose)] = (up[0].address, expose)
         await self._move_ports(str(workload.lease), ports)
         await self._forget_targets(str(workload.lease), keep=used)
 
@@ -175,34 +193,73 @@ class Routes:
         )
         self._targets.setdefault(str(workload.lease), set()).add(key)
 
-    async def _move_ports(self, lease: str, wanted: dict[PortKey, tuple[str, int]]) -> None:
+    async def _move_ports(self, lease: str, wanted: dict[PortKey, tuple[str, Expose]]) -> None:
         gone = {key: n for key, n in self._ports.items() if key[0] == lease and key not in wanted}
         for key in gone:
             del self._ports[key]
             self._published.pop(key, None)
-        for key, (address, port) in wanted.items():
+        for key, (address, expose) in wanted.items():
+            front = self._front(key, expose) if expose.ip else ""
             number = self._ports.get(key) or self._free_port(key[2])
             self._ports[key] = number
-            self._published[key] = Publication(key[2].lower(), number, address, port)
+            self._published[key] = Publication(
+                key[2].lower(),
+                number,
+                address,
+                expose.port,
+                front,
+                expose.outside_port if front else 0,
+            )
         if wanted or gone:
             self._save()
         if self.network is None:
             return
-        await self.network.publish(self._published[key] for key in wanted)
         await self.network.unpublish((key[2].lower(), n) for key, n in gone.items())
+        await self.network.publish(self._published[key] for key in wanted)
+
+    def _front(self, key: PortKey, expose: Expose) -> str:
+        """The leased address of that name: one for all ports of the lease that name it."""
+        mine = {k[4]: p.front for k, p in self._published.items() if k[0] == key[0] and p.front}
+        used = {p.front for p in self._published.values()}
+        front = mine.get(key[4]) or next((a for a in self.settings.leased_ips if a not in used), "")
+        if not front:
+            raise LeaseholdError(
+                "no_leased_ip",
+                f"all {len(self.settings.leased_ips)} leased addresses are in use",
+                kind=Kind.UNAVAILABLE,
+                path="deploy.leased_ips",
+                got=key[4],
+            )
+        outside = (key[2].lower(), front, expose.outside_port)
+        for other, p in self._published.items():
+            if other != key and (p.protocol, p.front, p.front_port) == outside:
+                raise LeaseholdError(
+                    "port_taken",
+                    f"port {expose.outside_port} of {expose.ip!r} leads to service {other[1]!r}",
+                    kind=Kind.CONFLICT,
+                    path=f"services.{key[1]}.expose",
+                    got=expose.outside_port,
+                )
+        return front
 
     def restore(self) -> list[Publication]:
         """What was published when the provider last ran: ports stay what tenants were told."""
         with contextlib.suppress(FileNotFoundError, ValueError):
-            for *key, number, address, target in json.loads(self._file.read_text()):
-                lease, service, protocol, port = key
-                found = (lease, service, protocol, port)
+            for row in json.loads(self._file.read_text()):
+                lease, service, protocol, port, number, address, target, *leased = row
+                ip, front, front_port = leased or ("", "", 0)
+                found = (lease, service, protocol, port, ip)
                 self._ports[found] = number
-                self._published[found] = Publication(protocol.lower(), number, address, target)
+                self._published[found] = Publication(
+                    protocol.lower(), number, address, target, front, front_port
+                )
         return list(self._published.values())
 
     def _save(self) -> None:
-        rows = [[*key, p.port, p.address, p.target] for key, p in self._published.items()]
+        rows = [
+            [*key[:4], p.port, p.address, p.target, key[4], p.front, p.front_port]
+            for key, p in self._published.items()
+        ]
         temporary = self._file.with_suffix(".new")
         temporary.write_text(json.dumps(rows))
         os.replace(temporary, self._file)
@@ -260,4 +317,4 @@ def options(service: ManifestService, expose: Expose) -> Options:
 
 
 def _port_key(workload: Workload, service: ManifestService, expose: Expose) -> PortKey:
-    return (str(workload.lease), service.name, expose.proto, expose.port)
+    return (str(workload.lease), service.name, expose.proto, expose.port, expose.ip)

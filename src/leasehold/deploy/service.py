@@ -156,6 +156,7 @@ class DeployService(Deployments):
 
     async def start(self) -> None:
         await super().start()
+        self.inventory.leased_ips = len(self.settings.leased_ips)
         self.inventory.volume_bytes = self.parts.volumes.reserved_bytes
         self.inventory.update([this_machine(self.folder, self.settings)])
         if self.network is not None:
@@ -201,7 +202,7 @@ class DeployService(Deployments):
 
     def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> list[Violation]:
         """Everything of ``group`` that cannot run here, with the reason."""
-        return unsupported(group, len(self.settings.gpus))
+        return unsupported(group, len(self.settings.gpus), len(self.settings.leased_ips))
 
     def doctor(self) -> list[Check]:
         """What this machine lacks."""
@@ -245,6 +246,7 @@ class DeployService(Deployments):
             "attempts_left": health.attempts_left,
             "services": services,
             "uris": self.routes.uris(workload) if workload else [],
+            "ips": self.routes.leased_addresses(workload) if workload else {},
             "forwarded_ports": self.routes.node_ports(workload) if workload else [],
             "certificates": self._certificates(workload) if workload else {},
             "error": deployment.error.to_dict() if deployment.error else None,

@@ -138,6 +138,13 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     node_ports: Annotated[
         tuple[int, int], Meta(description="range of ports for services that are not HTTP")
     ] = (30_000, 32_767)
+    leased_ips: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="IPv4 addresses of this host that are leased to tenants, one a name in a "
+            "manifest; nothing else should listen on them"
+        ),
+    ] = ()
 
     # life of a deployment, seconds
     parallel_starts: Annotated[int, Meta(description="replicas started at once", ge=1)] = 4

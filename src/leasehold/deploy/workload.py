@@ -153,9 +153,9 @@ def _check_mount(service: ManifestService, params: StorageParams) -> None:
         )
 
 
-def unsupported(group: ManifestGroup, gpus: int = 0) -> list[Violation]:
-    """Everything of ``group`` that a container on one machine, which offers so many GPUs, cannot
-    be given."""
+def unsupported(group: ManifestGroup, gpus: int = 0, leased_ips: int = 0) -> list[Violation]:
+    """Everything of ``group`` that a container on one machine, which offers so many GPUs and
+    addresses, cannot be given."""
     found = []
     for index, service in enumerate(group.all_services):
         path = f"services[{index}]"
@@ -178,7 +178,7 @@ def unsupported(group: ManifestGroup, gpus: int = 0) -> list[Violation]:
                 )
             )
         for number, expose in enumerate(service.exposes):
-            if expose.ip:
+            if expose.ip and not leased_ips:
                 found.append(
                     Violation(
                         "no_leased_ip",

@@ -6,13 +6,14 @@ address, private ones and a cloud's metadata service. Everything listens everywh
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from conftest_deploy import Machine, Provider, group, service
+from conftest_deploy import LEASE, Machine, Provider, group, service
 
 from leasehold.model.market import LeaseId
 
@@ -22,8 +23,10 @@ PORT = 8099
 
 
 @contextlib.contextmanager
-def _world(folder: Path) -> Iterator[None]:
-    """A server in a namespace of its own, cabled to this one, and one on this host."""
+def _world(folder: Path) -> Iterator[int]:
+    """A server in a namespace of its own, cabled to this one, and one on this host.
+
+    Yields the first's process id."""
     for name in ("world", "host"):
         (folder / name).mkdir()
         (folder / name / "index.html").write_text(f"{name}\n")
@@ -42,7 +45,7 @@ def _world(folder: Path) -> Iterator[None]:
         _run(inside + "ip link set eth0 up")
         for address in (f"{PUBLIC}/24", f"{PRIVATE}/24", f"{METADATA}/32"):
             _run(f"{inside}ip addr add {address} dev eth0")
-        yield
+        yield world.pid
     finally:
         for process in (world, host):
             process.kill()
@@ -107,3 +110,67 @@ async def _tried(provider: Provider, lease: LeaseId) -> dict[str, str]:
     for n, name in enumerate(targets):
         said[name] = (await provider.run(f"cat /tmp/{n} 2>/dev/null || true", lease=lease)).strip()
     return said
+
+
+LEASED = ("203.0.113.50", "203.0.113.51")
+
+
+def _leased_service(name: str, text: str, outside: int) -> dict[str, object]:
+    script = f"mkdir -p /w; echo {text} > /w/index.html; exec busybox httpd -f -p 80 -h /w"
+    exposes = [
+        {"port": 80, "externalPort": outside, "proto": "TCP", "global": True, "ip": "mine",
+         "endpointSequenceNumber": 1}
+    ]  # fmt: skip
+    return service(name, script, exposes=exposes)
+
+
+def test_a_leased_address_leads_to_its_lease_and_stays_its_own(
+    machine: Machine, own_host: Callable[..., None], tmp_path: Path
+) -> None:
+    other = LeaseId("akash1other", 500, 1, 1, "akash1provider")
+    third = LeaseId("akash1other", 501, 1, 1, "akash1provider")
+
+    async def main() -> None:
+        with _world(tmp_path) as world:
+            for address in LEASED:
+                _run(f"ip addr add {address}/32 dev outside")
+
+            async def ask(address: str, port: int) -> str:
+                """From the world outside, which only knows the addresses."""
+                process = await asyncio.create_subprocess_exec(
+                    "nsenter", "-t", str(world), "-n", "busybox", "nc", "-w", "2", address,
+                    str(port), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )  # fmt: skip
+                out, _ = await process.communicate(b"GET / HTTP/1.0\r\n\r\n")
+                return out.decode().strip().rpartition("\n")[2]
+
+            offered = {"uplink": True, "leased_ips": LEASED}
+            async with machine.provider(**offered) as provider:
+                web, api = _leased_service("web", "one", 8000), _leased_service("api", "two", 443)
+                await provider.up(group(api, web))
+                await provider.up(group(_leased_service("web", "other", 8000)), lease=other)
+                status = await provider.deploy.status(LEASE)
+                assert status["ips"]["web"] == [
+                    {"Port": 80, "ExternalPort": 8000, "Protocol": "TCP", "IP": LEASED[0]}
+                ]
+                assert await ask(LEASED[0], 8000) == "one"
+                assert await ask(LEASED[0], 443) == "two"
+                assert await ask(LEASED[1], 8000) == "other"
+                assert await ask(HOST_PUBLIC, 8000) == "", "no port of the host"
+                await provider.put(group(_leased_service("web", "third", 1)), "h1", third)
+                failed = (await provider.until("deploy.failed", "h1", third)).payload
+                assert (failed.code, failed.final) == ("no_leased_ip", False)
+            async with machine.provider(**offered) as provider:
+                assert await ask(LEASED[0], 8000) == "one", "it outlives the provider"
+                await provider.put(group(_leased_service("web", "new", 8000)), "h2")
+                await provider.until("deploy.healthy", "h2")
+                assert await ask(LEASED[0], 8000) == "new"
+                assert await ask(LEASED[0], 443) == ""
+                await provider.close(other)
+                await provider.until("deploy.removed", lease=other)
+                await provider.until("deploy.healthy", "h1", third)
+                assert await ask(LEASED[1], 1) == "third", "given on to who waited"
+                await provider.deploy.teardown_all()
+
+    own_host(main)

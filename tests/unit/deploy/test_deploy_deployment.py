@@ -216,6 +216,32 @@ def test_adoption_asks_nobody_and_starts_nothing(virtual: VirtualClock) -> None:
     virtual.run(main)
 
 
+def test_a_runtime_that_is_away_at_the_start_is_waited_for(virtual: VirtualClock) -> None:
+    async def main() -> None:
+        bench = Bench(virtual)
+        async with bench.running() as deployment:
+            deployment.want(workload("h1"))
+            await bench.until(lambda: "WorkloadHealthy" in bench.kinds())
+        again = Bench(virtual)
+        again.runtime.running = bench.runtime.running
+        first = deployment.applied
+        assert first is not None
+        again.history.hash, again.history.revisions = "h1", first.revisions
+        again.history.workload, again.history.healthy = first.workload, True
+        again.runtime.away = True
+        async with again.running() as deployment:
+            deployment.want(workload("h1"))
+            await again.until(lambda: "DeployFailed" in again.kinds())
+            await virtual.sleep(600)
+            assert deployment.applied is None
+            again.runtime.away = False
+            await again.until(lambda: deployment.state is State.COMPLETE)
+            assert deployment.applied is not None, "taken over, and watched from here on"
+            assert again.runtime.starts == 0
+
+    virtual.run(main)
+
+
 def test_what_a_killed_provider_could_not_say_is_said_by_the_next(virtual: VirtualClock) -> None:
     async def main() -> None:
         first = Bench(virtual)

@@ -14,7 +14,9 @@ from leasehold.model.market import OrderId
 from leasehold.model.resources import (
     CPU,
     GPU,
+    LEASED_IP,
     Attribute,
+    Endpoint,
     GroupSpec,
     Memory,
     Price,
@@ -163,3 +165,19 @@ async def test_volumes_of_leases_that_are_over_take_room_too() -> None:
     assert inventory.to_dict()["kept_volume_bytes"] == 30
     with pytest.raises(LeaseholdError, match="storage"):
         await inventory.reserve(order(2), group(unit(storage=80)))
+
+
+async def test_addresses_are_leased_once() -> None:
+    inventory = Inventory([node()])
+    inventory.leased_ips = 1
+    named = unit()
+    resources = Resources(
+        1, named.resource.cpu, named.resource.memory, named.resource.storage, named.resource.gpu,
+        [Endpoint(LEASED_IP, 1), Endpoint(LEASED_IP, 1)],
+    )  # fmt: skip
+    asks = group(ResourceUnit(resources, 1, Price("uakt", "1")))
+    await inventory.reserve(order(1), asks)
+    with pytest.raises(LeaseholdError, match="addresses"):
+        await inventory.reserve(order(2), asks)
+    await inventory.release(order(1))
+    await inventory.reserve(order(2), asks)

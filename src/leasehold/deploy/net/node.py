@@ -351,7 +351,7 @@ class NodeNetwork(Service):
             if old == p:
                 continue
             if old is None:
-                outside += rules.host_open(self.device, p)
+                outside += rules.host_open(self.device, self._node_address, p)
             else:
                 inside += rules.unpublish(old)
             inside += rules.publish(p)

@@ -41,12 +41,18 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """``protocol`` (tcp or udp) ``port`` of the host leads to a replica's ``address:target``."""
+    """``protocol`` (tcp or udp) ``port`` of the host leads to a replica's ``address:target``.
+
+    With ``front`` it is not the host's port but ``front_port`` of that leased address; ``port`` is
+    then only what it is called between host and node.
+    """
 
     protocol: str
     port: int
     address: str
     target: int
+    front: str = ""
+    front_port: int = 0
 
 
 def node_table(
@@ -142,6 +148,8 @@ delete table ip {device}
 table ip {device} {{
   set ports {{ type inet_proto . inet_service
   }}
+  map leased {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+  }}
   chain guard {{
     type filter hook prerouting priority -300; policy accept;
     iifname "{device}" ip daddr 127.0.0.0/8 drop
@@ -149,10 +157,12 @@ table ip {device} {{
   }}
   chain incoming {{
     type nat hook prerouting priority -100; policy accept;
+    iifname != "{device}" dnat ip addr . port to ip daddr . meta l4proto . th dport map @leased
     iifname != "{device}" fib daddr type local meta l4proto . th dport @ports dnat to {node_address}
   }}
   chain local {{
     type nat hook output priority -100; policy accept;
+    dnat ip addr . port to ip daddr . meta l4proto . th dport map @leased
     fib daddr type local meta l4proto . th dport @ports dnat to {node_address}
   }}
   chain guarding {{
@@ -166,15 +176,20 @@ table ip {device} {{
   }}
 }}
 """
-    return base + "".join(host_open(device, p) for p in ports)
+    return base + "".join(host_open(device, node_address, p) for p in ports)
 
 
-def host_open(device: str, p: Publication) -> str:
-    return f"add element ip {device} ports {{ {p.protocol} . {p.port} }}\n"
+def host_open(device: str, node_address: str, p: Publication) -> str:
+    if not p.front:
+        return f"add element ip {device} ports {{ {p.protocol} . {p.port} }}\n"
+    leads = f"{p.front} . {p.protocol} . {p.front_port} : {node_address} . {p.port}"
+    return f"add element ip {device} leased {{ {leads} }}\n"
 
 
 def host_close(device: str, p: Publication) -> str:
-    return f"delete element ip {device} ports {{ {p.protocol} . {p.port} }}\n"
+    if not p.front:
+        return f"delete element ip {device} ports {{ {p.protocol} . {p.port} }}\n"
+    return f"delete element ip {device} leased {{ {p.front} . {p.protocol} . {p.front_port} }}\n"
 
 
 def drop_host_table(device: str) -> str:
