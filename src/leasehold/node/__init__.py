@@ -26,6 +26,7 @@ Open                 for
 ``log_market``       the market as the provider's own log knows it
 ``testing``          a real node in a test
 ``service``          the whole as one :class:`~leasehold.core.service.Service`
+``view``             what people and their tools see of it
 ``ports``            what a node needs from others: containers, images, market, neighbours
 
 Entities: ``package:<node>/<name>`` with ``package.deployed``, and ``spell:<scope>/<alias>`` with

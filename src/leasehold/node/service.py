@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-import leasehold
 from leasehold.core import ids
 from leasehold.core.clock import Clock
 from leasehold.core.errors import LeaseholdError, unavailable
@@ -28,7 +27,7 @@ from leasehold.core.service import Group, Service
 from leasehold.events.event import Entity, NewEvent
 from leasehold.events.log import ANY, Log
 from leasehold.model.events.node import PackageDeployed
-from leasehold.node import builtins, bundled, rpc, sources
+from leasehold.node import builtins, bundled, rpc, sources, view
 from leasehold.node.deployer import Deployer
 from leasehold.node.distro import PackageDistro, SpellDistro
 from leasehold.node.gate import TrustGate
@@ -370,34 +369,11 @@ class Node(Service):
 
     def versions(self) -> dict[str, str]:
         """Versions of the node, the spell engine, and every package: installed, else shipped."""
-        out = {"node": leasehold.__version__, "spell": bundled.SPELL_ENGINE_VERSION}
-        for name, package in bundled.all_packages(self.system_services).items():
-            out[name.replace("-", "_")] = package.version
-        if hasattr(self, "journal"):
-            for name, row in self.journal.packages.items():
-                out[name.replace("-", "_")] = row.version
-        return out
+        return view.versions(self)
 
     def packages(self) -> list[dict[str, Any]]:
         """Every package that is installed or was tried, with its last result."""
-        shipped = bundled.all_packages(self.system_services)
-        names = {*self.journal.packages, *self.deployer.results}
-        out = []
-        for name in sorted(names):
-            row, result = self.journal.packages.get(name), self.deployer.results.get(name)
-            out.append(
-                {
-                    "name": name,
-                    "installed": row.version if row else None,
-                    "bundled": shipped[name].version if name in shipped else None,
-                    "status": (result.status if result else None) or (row and row.status),
-                    "message": (result.message if result else "") or (row.message if row else ""),
-                    "warnings": list(row.warnings) if row else [],
-                    "source": row.source if row else "",
-                    "deployed_at": row.at if row else None,
-                }
-            )
-        return out
+        return view.packages(self)
 
     def list_instances(self, *, spells: bool) -> list[dict[str, Any]]:
         """Services or spells, for people."""
@@ -409,29 +385,7 @@ class Node(Service):
 
     def show(self, instance: Instance) -> dict[str, Any]:
         """One instance with its state."""
-        out: dict[str, Any] = {
-            "id": instance.id,
-            "name": instance.name,
-            "aliases": [f"{s}/{a}" for s, a in self.journal.aliases_of(instance.id)],
-            "package": instance.package,
-            "version": instance.version,
-            "blueprint": instance.blueprint,
-            "owner": instance.owner,
-            "scope": instance.scope,
-            "created_at": instance.created_at,
-        }
-        if instance.is_spell:
-            config = self.spells.bus.subscribed(instance.id)
-            out["state"] = instance.state if instance.state != "live" else (
-                "armed" if config is not None else "idle"
-            )  # fmt: skip
-        else:
-            process = self.supervisor.states.get(instance.id)
-            out["kind"] = instance.kind
-            out["state"] = self.services.state_of(instance)
-            out["pid"] = process.pid if process else None
-            out["restarts"] = process.restarts if process else None
-        return out
+        return view.show(self, instance)
 
     def find(self, name: str, *, spell: bool) -> Instance:
         """A service or spell by id or root alias; the wrong sort counts as not found."""
