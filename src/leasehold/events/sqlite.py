@@ -152,15 +152,20 @@ class SqliteLog(GroupCommit):
             grown = wal.stat().st_size > self.settings.max_wal_bytes if wal.exists() else False
             if self._wrote.is_set() and not grown:
                 continue
-            if grown:
-                # In the writer's own turn: only then can the file be cut to nothing.
-                await self._in_writer(
-                    lambda writer: writer.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                )
-            else:
-                await self._query(
-                    lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                )
+            try:
+                await self._copy_back(grown)
+            except (LeaseholdError, sqlite3.Error) as error:
+                # On a full disk, say. Nothing is lost: it is in the WAL, and tried after more.
+                log.warning("log.not_copied_back", error=str(error))
+
+    async def _copy_back(self, grown: bool) -> None:
+        if grown:
+            # In the writer's own turn: only then can the file be cut to nothing.
+            await self._in_writer(
+                lambda writer: writer.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            )
+        else:
+            await self._query(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
 
     async def _in_writer(self, work: Callable[[Writer], T]) -> T:
         done: asyncio.Future[T] = self._loop.create_future()

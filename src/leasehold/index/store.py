@@ -10,6 +10,7 @@ conflict: the chain is not the one that was indexed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from leasehold.core import tables
 from leasehold.core.clock import Clock
+from leasehold.core.errors import LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
 from leasehold.core.service import Service, not_running
 from leasehold.index import metrics, schema, writing
@@ -42,6 +44,9 @@ SQLITE_SIZE = "SELECT page_count * page_size FROM pragma_page_count(), pragma_pa
 
 MAX_TOGETHER = 16
 """Writes that share a transaction at most."""
+
+AWAY = (OperationalError, InterfaceError, OSError)
+"""What a database that is full, restarting or out of reach makes the driver raise."""
 
 log = get_logger(__name__)
 
@@ -120,15 +125,26 @@ class Store(Service):
         self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run ``work(connection, ...)`` in a transaction of its own that may write."""
-        if not self.sqlite:
-            async with self.engine.begin() as connection:
-                return await connection.run_sync(work, *args, **kwargs)
 
         def transaction() -> T:
             with self._writer.begin() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+        try:
+            if self.sqlite:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+            async with self.engine.begin() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
+        except AWAY as error:
+            raise _away(error) from error
+
+    @contextlib.asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self.engine.connect() as connection:
+                yield connection
+        except AWAY as error:
+            raise _away(error) from error
 
     # writing
 
@@ -208,7 +224,7 @@ class Store(Service):
     async def coverage(self, network: str, chain_id: str) -> list[Range]:
         """Ranges of heights that are stored, in order."""
         chain = await self.chain(network, chain_id)
-        async with self.engine.connect() as connection:
+        async with self._reading() as connection:
             return merged(await self._coverage(connection, chain))
 
     async def _coverage(self, connection: AsyncConnection, chain: int) -> list[Range]:
@@ -225,7 +241,7 @@ class Store(Service):
         chain = await self.chain(network, chain_id)
         for start in range(first, last + 1, READ_BATCH):
             end = min(start + READ_BATCH - 1, last)
-            async with self.engine.connect() as connection:
+            async with self._reading() as connection:
                 block_rows = (
                     await connection.execute(
                         select(schema.blocks)
@@ -262,17 +278,23 @@ class Store(Service):
         chain = await self.chain(network, chain_id)
         b = schema.blocks.c
         query = select(b.height, b.time).where(b.chain == chain, b.time_us >= time_us)
-        async with self.engine.connect() as connection:
+        async with self._reading() as connection:
             row = (await connection.execute(query.order_by(b.time_us).limit(1))).first()
         return (row.height, row.time) if row is not None else None
 
     async def chains(self) -> list[tuple[str, str]]:
         """Every (network, chain id) there is something of."""
-        async with self.engine.connect() as connection:
+        async with self._reading() as connection:
             rows = await connection.execute(
                 select(schema.chains.c.network, schema.chains.c.chain_id)
             )
             return sorted((row.network, row.chain_id) for row in rows)
+
+
+def _away(error: Exception) -> LeaseholdError:
+    """A full disk, a database that is restarting: it may be tried again."""
+    cause = getattr(error, "orig", None) or error
+    return unavailable("index_database_away", f"the index's database: {cause}")
 
 
 def _resolve(batch: Sequence[_Waiting], outcomes: Sequence[_Outcome]) -> None:

@@ -8,8 +8,10 @@ removed, and what could have been left behind is looked for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -306,8 +308,11 @@ class Demo(Service):
 
 
 def _free_port() -> int:
-    with bind("127.0.0.1", 0, what="demo") as sock:
-        return int(sock.getsockname()[1])
+    """One that outgoing connections do not take meanwhile: those use 32768 and up."""
+    while True:
+        port = random.randrange(20_000, 29_000)
+        with contextlib.suppress(LeaseholdError), bind("127.0.0.1", port, what="demo"):
+            return port
 
 
 def _last_line(file: Path) -> str:
