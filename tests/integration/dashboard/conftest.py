@@ -62,7 +62,8 @@ def browser() -> Iterator[Browser]:
     """Chromium; for one module, because Playwright's loop occupies the thread meanwhile."""
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
         )
         yield found
         found.close()

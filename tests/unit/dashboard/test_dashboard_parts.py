@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from leasehold.core.errors import LeaseholdError
@@ -34,10 +36,12 @@ def test_only_pages_and_http_are_linked(href: str) -> None:
 
 
 def test_every_state_has_a_shape_and_a_word() -> None:
-    for word in parts.TONES:
-        shape, said = parts.state(word).children
-        assert shape.text in parts.SHAPES.values()
-        assert said.text == word
+    theme = (Path(parts.__file__).parent / "static" / "theme.css").read_text()
+    for tone, shape in parts.SHAPES.items():
+        assert f'.state.{tone}::before {{ content: "{shape}" / ""; }}' in theme
+    for word, tone in parts.TONES.items():
+        assert parts.state(word).text == word
+        assert parts.state(word).props["class"] == f"state {tone}"
 
 
 def test_the_difference_says_what_was_added_and_removed() -> None:

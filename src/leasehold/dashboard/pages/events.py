@@ -10,7 +10,7 @@ from leasehold.dashboard import parts, text
 from leasehold.dashboard.page import Page, Source
 from leasehold.dashboard.tree import Node, h
 
-HELD = 200
+HELD = 100
 """Events held and drawn."""
 
 KINDS = ("", "lease", "order", "deployment", "ledger", "repo", "registry", "workflow", "node",

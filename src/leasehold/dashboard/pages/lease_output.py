@@ -95,13 +95,15 @@ class Output:
         ]  # fmt: skip
 
     def _line(self, key: str, line: dict[str, Any]) -> Node:
+        # One element a line: when and who are drawn from its attributes.
         return h(
             "div",
-            h("span", text.precise(line["at"]), class_="log-at"),
-            h("span", line["name"], class_="log-name"),
-            h("span", _fit(line["message"]), class_="log-text"),
-            key=key, class_="log-line",
-        )  # fmt: skip
+            _fit(line["message"]),
+            key=key,
+            class_="log-line",
+            data_at=text.precise(line["at"]),
+            data_name=line["name"],
+        )
 
     def _nothing(self) -> Node:
         if self.found is not None:
