@@ -16,8 +16,8 @@ from collections import Counter
 TICK = 0.004
 """Seconds between looks at what is due."""
 
-PATIENCE = 20.0
-"""Seconds for an answer."""
+PATIENCE = 60.0
+"""Seconds for an answer: a request that waits in a full backlog is late, not lost."""
 
 ALONE = 10
 
