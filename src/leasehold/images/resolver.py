@@ -177,6 +177,8 @@ class Resolver:
 
     def failed(self, digest: Digest, holder: Holder, outcome: str) -> None:
         """A holder let us down; it is left alone for a while."""
+        if outcome != "busy":
+            log.info("resolver.holder_failed", node=holder.node, digest=digest, outcome=outcome)
         self._others.quarantine.put(digest, holder.node, outcome)
 
     def member(self, node: str) -> Holder | None:
