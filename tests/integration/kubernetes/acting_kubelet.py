@@ -16,6 +16,8 @@ import datetime
 import hashlib
 from typing import Any
 
+import httpx2
+
 from leasehold.core.errors import LeaseholdError
 from leasehold.deploy.kubernetes.api import EVERYWHERE, Api, Object
 
@@ -193,9 +195,5 @@ class ActingKubelet:
                 url = f"api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
                 await self.patch(url, {"status": status})
                 return
-            except (TimeoutError, OSError):
-                await asyncio.sleep(0.2)
-            except Exception as error:
-                if "onnect" not in type(error).__name__ and "Read" not in type(error).__name__:
-                    raise
+            except (OSError, httpx2.HTTPError):  # It is away; we are not.
                 await asyncio.sleep(0.2)

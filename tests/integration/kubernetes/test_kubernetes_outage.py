@@ -38,8 +38,8 @@ async def test_an_api_server_that_is_killed_makes_health_unknown_and_closes_noth
         # What is asked meanwhile waits, and is done afterwards.
         await provider.put(group(service(image="ok:2")), "h2")
         await asyncio.to_thread(cluster.plane.restart_api)
+        await provider.until("deploy.healthy", "h2", seconds=90)
         await eventually(lambda: health(provider) is True)
-        await provider.until("deploy.healthy", "h2", seconds=60)
         assert cluster.market.closed == []
         assert pods != provider.pods()
         assert "deploy.unhealthy" not in await provider.types()
@@ -67,11 +67,11 @@ async def test_a_provider_starts_while_the_api_server_is_away(cluster: Place) ->
         await eventually(lambda: provider.deploy._deployments)
         assert (await provider.deploy.status(provider.lease))["healthy"] is None
         await asyncio.to_thread(cluster.plane.restart_api)
-        await eventually(lambda: health(provider) is True)
+        await eventually(lambda: health(provider) is True, 60)
         assert provider.pods() == pods
         # A lease that closed meanwhile is removed.
         await provider.close()
-        await provider.until("deploy.removed")
+        await provider.until("deploy.removed", seconds=100)
 
 
 async def test_a_workload_that_will_not_stay_up_is_given_back(cluster: Place) -> None:

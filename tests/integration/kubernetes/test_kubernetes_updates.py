@@ -182,9 +182,9 @@ async def test_claims_can_change_although_sets_cannot(cluster: Place) -> None:
     async with cluster.provider() as provider:
         await provider.up(group(stateful("ok:1", disk("data", "/data"))))
         assert provider.pods() == ["web-0"]
-        await provider.up(group(stateful("ok:2", disk("data", "/data"))), "h2")
+        await provider.up(group(stateful("ok:2", disk("data", "/data"))), "h2", 60)
         await provider.up(
-            group(stateful("ok:2", disk("data", "/data"), disk("more", "/more"))), "h3"
+            group(stateful("ok:2", disk("data", "/data"), disk("more", "/more"))), "h3", 90
         )
         assert provider.pods() == ["web-0"]
         # A broken update of a set does not block the way back.

@@ -23,7 +23,7 @@ from leasehold.deploy.kubernetes.render import PREFIX, key
 LAG = 0.1
 """Seconds between looks at what the server does in its own time."""
 
-ORPHAN_SECONDS = 30.0
+ORPHAN_SECONDS = 60.0
 
 CONTROLLERS = ("Deployment", "StatefulSet")
 
