@@ -72,7 +72,8 @@ class Routes:
             for expose in service.exposes:
                 if expose.ingress:
                     hosts = workload.hosts(service, expose, self.settings.static_domain)
-                    found += [self._url(host) for host in hosts]
+                    mine = (host for host in hosts if self._may_lead(workload.lease, host))
+                    found += [self._url(host) for host in mine]
                 elif expose.global_:
                     published = self._published.get(_port_key(workload, service, expose))
                     if published is not None:

@@ -332,12 +332,15 @@ async def test_a_host_name_moves_between_leases_of_one_owner(machine: Machine) -
         await provider.say(other, fact)
         await provider.until("deploy.healthy", "h1", other)
         assert (await provider.get())[1] == b"hello\n", "withheld: accepted, not wired up"
+        assert (await provider.deploy.status(other))["uris"] == []
         await provider.say(other, LeaseHostnames(id=other, hosts=["hello.localhost"]))
 
         async def moved() -> bool:
             return (await provider.get())[1] == b"second\n"
 
         await eventually(moved)
+        (uri,) = (await provider.deploy.status(other))["uris"]
+        assert uri.startswith("http://hello.localhost")
 
 
 async def test_following_a_log_ends_with_the_lease_and_the_log_outlives_it(
