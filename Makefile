@@ -34,8 +34,9 @@ format: dev
 bench: dev      ## every benchmark, with its peers; BENCH="name …" for some
 	@$(PYTHON) -m bench $(or $(BENCH),all)
 
-docs: dev
-	@.venv/bin/mkdocs build --strict --quiet
+docs: dev       ## the pages, with every link checked; the reference must be up to date
+	@$(PYTHON) scripts/reference --check
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 fuzz: dev       ## one minute of coverage-guided fuzzing
 	@$(PYTEST) -m fuzz tests/fuzz

@@ -213,8 +213,8 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         return {"success": True}
 
     return [
-        versions, who, asked, status, packages, plan, reload, services, service, call, restart, logs, spells,
-        spell, run, *kept, set_key, push, trigger,
+        versions, who, asked, status, packages, plan, reload, services, service, call, restart, logs,
+        spells, spell, run, *kept, set_key, push, trigger,
     ]  # fmt: skip
 
 
