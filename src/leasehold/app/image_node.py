@@ -1,8 +1,9 @@
-"""The image system alone: ``leasehold node --only images``, beside somebody else's engine.
+"""The image system of one node in a fleet: inside a provider, or alone.
 
-Mirror, transfer and coordination of one node, and its ops endpoint. Who else is in the fleet comes
-from ``images.members_file``; without one this node is alone and still worth having: a cache that
-outlives its registry.
+``leasehold up`` runs it when its settings tell of a fleet; ``leasehold node --only images`` always,
+beside somebody else's engine. Who else there is comes from a file, from the pods of a cluster, or
+from the nodes' own announcements. A node that is alone is still worth having: a cache that outlives
+its registry.
 """
 
 from __future__ import annotations
@@ -17,9 +18,56 @@ from leasehold.core.service import Service, running
 from leasehold.core.web import HttpServer
 from leasehold.images.membership import FileMembers, Members
 from leasehold.images.node import ImagesNode
+from leasehold.images.settings import ImagesSettings
 from leasehold.node.bundled import certificates
 from leasehold.node.gate import TrustGate
 from leasehold.p2p.multiaddr import Multiaddr
+
+
+def in_fleet(settings: ImagesSettings) -> bool:
+    """Whether a provider shares images with other nodes."""
+    return bool(
+        settings.fleet or settings.members_file or settings.kubernetes_pod or settings.seeds
+    )
+
+
+def images_node(root: Path, settings: Settings, gate: TrustGate, clock: Clock) -> ImagesNode:
+    """One node of the fleet that the settings tell of, kept in ``root``."""
+    root.mkdir(parents=True, exist_ok=True)
+    images = settings.images
+    members: Members | None = None
+    if images.kubernetes_pod:
+        members = _pods(images, clock)
+    elif images.members_file:
+        members = FileMembers(Path(images.members_file), clock=clock)
+    return ImagesNode(
+        root,
+        images.node_name or socket.gethostname(),
+        clock=clock,
+        settings=images,
+        p2p=settings.p2p,
+        coord=settings.coordination,
+        members=members,
+        bootstrap=[Multiaddr.parse(seed) for seed in images.seeds],
+        fleet_secret=_secret(images.fleet_secret_file),
+        zone=images.zone,
+        allow=lambda peer: gate.accepts(str(peer), "image peer"),
+    )
+
+
+def _pods(settings: ImagesSettings, clock: Clock) -> Members:
+    from leasehold.images.kubernetes import ApiServer, KubernetesMembers
+
+    labels = dict(
+        pair.strip().split("=", 1) for pair in settings.kubernetes_labels.split(",") if "=" in pair
+    )
+    api = ApiServer(
+        settings.kubernetes_namespace,
+        settings.kubernetes_pod,
+        labels,
+        kubeconfig=settings.kubernetes_config,
+    )
+    return KubernetesMembers(api, settings.kubernetes_pod, clock=clock)
 
 
 class ImagesRole(Service):
@@ -31,14 +79,6 @@ class ImagesRole(Service):
         self.settings = settings
 
     async def start(self) -> None:
-        settings = self.settings.images
-        root = self.folder / "images"
-        root.mkdir(parents=True, exist_ok=True)
-        members: Members | None = None
-        if settings.kubernetes_pod:
-            members = self._pods()
-        elif settings.members_file:
-            members = FileMembers(Path(settings.members_file), clock=self.clock)
         # No trust-graph runs here: the files it would be given are asked directly.
         trusted = self.settings.system_services
         gate = TrustGate(
@@ -46,19 +86,7 @@ class ImagesRole(Service):
             enforce=trusted.trust_graph.enforce,
             weights=certificates(trusted).weights,
         )
-        self.node = ImagesNode(
-            root,
-            settings.node_name or socket.gethostname(),
-            clock=self.clock,
-            settings=settings,
-            p2p=self.settings.p2p,
-            coord=self.settings.coordination,
-            members=members,
-            bootstrap=[Multiaddr.parse(seed) for seed in settings.seeds],
-            fleet_secret=_secret(settings.fleet_secret_file),
-            zone=settings.zone,
-            allow=lambda peer: gate.accepts(str(peer), "image peer"),
-        )
+        self.node = images_node(self.folder / "images", self.settings, gate, self.clock)
         # Its store is asked every few seconds; a store that does not answer is "not ready".
         ops = Ops(self.settings.ops, clock=self.clock)
         ops.add_check("images", self._unready)
@@ -81,23 +109,6 @@ class ImagesRole(Service):
             logging_config=None,
         )
         return HttpServer(app, path=self.folder / "images.sock", name="images", clock=self.clock)
-
-    def _pods(self) -> Members:
-        from leasehold.images.kubernetes import ApiServer, KubernetesMembers
-
-        settings = self.settings.images
-        labels = dict(
-            pair.strip().split("=", 1)
-            for pair in settings.kubernetes_labels.split(",")
-            if "=" in pair
-        )
-        api = ApiServer(
-            settings.kubernetes_namespace,
-            settings.kubernetes_pod,
-            labels,
-            kubeconfig=settings.kubernetes_config,
-        )
-        return KubernetesMembers(api, settings.kubernetes_pod, clock=self.clock)
 
     def _unready(self) -> str | None:
         reasons = self.node.not_ready()

@@ -22,7 +22,8 @@ from leasehold.app.adapters import (
 from leasehold.app.deploying import make_deploy
 from leasehold.app.event_log import open_log, volume_server
 from leasehold.app.folder import StateFolder
-from leasehold.app.node import make_gate, make_node, signed_by
+from leasehold.app.image_node import images_node, in_fleet
+from leasehold.app.node import make_gate, make_node, signed_by, tell_of_peers
 from leasehold.app.settings import Settings
 from leasehold.app.workloads import DeployedWorkloads
 from leasehold.core.clock import Clock
@@ -38,6 +39,7 @@ from leasehold.gateway import log as log_routes
 from leasehold.gateway import volumes as volume_routes
 from leasehold.gateway.front import Front
 from leasehold.gateway.server import Gateway
+from leasehold.images.node import ImagesNode
 from leasehold.images.service import Images
 from leasehold.index.api import application as index_api
 from leasehold.index.follower import Follower
@@ -156,7 +158,14 @@ class Provider(Service):
     async def _systems(self) -> None:
         settings = self.settings
         self.engine = Engine(self.log, self.clock, settings.observe)
-        self.images = await self._add(Images(self.folder / "images", self.clock, settings.images))
+        self.fleet: ImagesNode | None = None
+        root = self.folder / "images"
+        if in_fleet(settings.images):
+            self.fleet = await self._add(images_node(root, settings, self.gate, self.clock))
+            self.ops.add_check("fleet", self._fleet_unready)
+            self.images = self.fleet.images
+        else:
+            self.images = await self._add(Images(root, self.clock, settings.images))
         self.volumes = await self._add(
             Volumes(self.folder / "volumes", self.log, self.engine, self.clock, settings.storage)
         )
@@ -219,6 +228,8 @@ class Provider(Service):
                 offers=lambda: {"gateways": self.gateway.url, "managers": self.manager_url},
             )
         )
+        if self.fleet is not None:
+            tell_of_peers(self.node, self.fleet.host)
         self.ops.add_check("node", lambda: None if self.node.ready else "packages being deployed")
         await self._add(
             Feed(self.log, self.follower, self.address, clock=self.clock, reader=self.client)
@@ -279,6 +290,9 @@ class Provider(Service):
         await self._add(front)
         await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
         log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
+
+    def _fleet_unready(self) -> str | None:
+        return "; ".join(self.fleet.not_ready()) or None if self.fleet else None
 
     async def _clear(self) -> list[str]:
         """Remove every workload and everything the node runs from this machine."""

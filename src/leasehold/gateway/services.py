@@ -213,9 +213,26 @@ def routes(node_of: NodeOf) -> Sequence[BaseRouteHandler]:
         return {"success": True}
 
     return [
-        versions, who, asked, status, packages, plan, reload, services, service, call, restart, logs,
-        spells, spell, run, *kept, set_key, push, trigger,
-    ]  # fmt: skip
+        versions,
+        who,
+        asked,
+        status,
+        packages,
+        plan,
+        reload,
+        services,
+        service,
+        call,
+        restart,
+        logs,
+        spells,
+        spell,
+        run,
+        *kept,
+        set_key,
+        push,
+        trigger,
+    ]
 
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:

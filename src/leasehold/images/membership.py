@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from leasehold.core import metrics
 from leasehold.core.clock import Clock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.logs import get_logger
@@ -30,6 +31,8 @@ ANNOUNCEMENT_TTL = 90.0
 """Seconds after which a silent node leaves the view; nodes announce themselves every 30."""
 
 MAX_MEMBERS = 100_000
+
+KNOWN = metrics.gauge("leasehold_images_members", "Nodes of the fleet, this one too")
 
 log = get_logger(__name__)
 
@@ -113,6 +116,7 @@ class Members(Service):
         if view.members == self.view.members:
             return
         self.view = view
+        KNOWN.set(len(view))
         for notify in self.changed:
             notify(view)
 

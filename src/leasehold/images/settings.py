@@ -64,6 +64,13 @@ class ImagesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 6
 
     # the fleet
+    fleet: Annotated[
+        bool,
+        Meta(
+            description="whether leasehold up shares images with other nodes; also on with"
+            " members_file, kubernetes_pod or seeds"
+        ),
+    ] = False
     node_name: Annotated[
         str, Meta(description="This node's name in the fleet; default: the host's name")
     ] = ""
