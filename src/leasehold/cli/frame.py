@@ -6,7 +6,7 @@ import difflib
 import importlib
 import itertools
 import json
-import signal
+import os
 import sys
 from typing import Any
 
@@ -17,6 +17,9 @@ from typer.core import TyperGroup
 from leasehold import __version__
 from leasehold.cli import COMMANDS, screen
 from leasehold.core.errors import LeaseholdError
+
+PIPE_CLOSED = 141
+"""Exit code when our output is not read any more, as shells give it."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -71,11 +74,16 @@ def _options(
 
 def run(argv: list[str]) -> int:
     """Run one command line; returns the exit code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         command = typer.main.get_command(root)
         result = command.main(args=argv, prog_name="leasehold", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        # Whoever read us has left, as in `| head`. SIGPIPE itself stays ignored: with its default
+        # action a provider would die of any peer that hangs up.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except LeaseholdError as error:
         show(error, as_json=wants_json(argv))
         return error.kind.exit_code
