@@ -1,7 +1,8 @@
-"""Run benchmarks: ``python -m bench all``, ``python -m bench NAME … [--quick | --smoke]``.
+"""Run benchmarks: ``python -m bench all``, ``python -m bench NAME … [--quick | --smoke] [--page]``.
 
 Human lines go to stderr, one JSON line a bench to stdout. ``--smoke`` runs each for about two
-seconds, only to show that it works.
+seconds, only to show that it works. ``--page`` puts the results into the table of
+``docs/benchmarks.md``; benches that were not run keep their line.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import sys
 import time
 
 import bench
+from bench import page
 
-NOT_BENCHES = {"__main__", "harness"}
+NOT_BENCHES = {"__main__", "harness", "page"}
 
 
 def names() -> list[str]:
@@ -29,6 +31,7 @@ def main(argv: list[str]) -> int:
         print(__doc__, "\nbenches:", ", ".join(names()), file=sys.stderr)
         return 2
     failed = 0
+    lines = []
     for name in names() if wanted == ["all"] else wanted:
         start = time.monotonic()
         print(f"# {name}", file=sys.stderr)
@@ -38,7 +41,10 @@ def main(argv: list[str]) -> int:
             failed += 1
             line = {"bench": name, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(line), flush=True)
+        lines.append(line)
         print(f"# {name} took {time.monotonic() - start:.1f} s", file=sys.stderr)
+    if "--page" in argv:
+        page.write(lines)
     return 1 if failed else 0
 
 
