@@ -95,7 +95,7 @@ def _postgres(url: str, statements: tuple[str, ...]) -> str | None:
     async def work() -> str | None:
         try:
             db = await asyncpg.connect(url)
-        except (OSError, asyncpg.PostgresError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
             raise LeaseholdError(
                 "log_cannot_open", f"PostgreSQL: {error}", kind=Kind.UNAVAILABLE
             ) from error

@@ -44,6 +44,9 @@ PAGE = 500
 RECONNECT = 1.0
 """Seconds before a lost connection is made again."""
 
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a server that refuses, or a connection that breaks at any step of its protocol, raises."""
+
 log = get_logger(__name__)
 
 
@@ -73,7 +76,7 @@ class PostgresLog(GroupCommit):
             pool = asyncpg.create_pool(self.url, min_size=1, max_size=READERS)
             self._pool = await self.resources.enter_async_context(pool)
             self._seen = await self.last_seq()
-        except (OSError, asyncpg.PostgresError) as error:
+        except AWAY as error:
             raise unavailable(
                 "log_cannot_open", f"PostgreSQL does not let us in: {error}", got=_safe(self.url)
             ) from error
@@ -94,10 +97,8 @@ class PostgresLog(GroupCommit):
                 try:
                     if db is None or db.is_closed():
                         db = await asyncpg.connect(self.url)
-                    await self._store(db, batch)
-                except asyncpg.DataError as error:
-                    await self._apart(db, batch, error)
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                    await self._store_or_part(db, batch)
+                except AWAY as error:
                     refusal = unavailable(
                         "log_write_failed", f"the event log cannot be written: {error}"
                     )
@@ -118,13 +119,19 @@ class PostgresLog(GroupCommit):
         else:
             self._told.set()
 
-    async def _apart(self, db: Any, batch: list[Request], error: Exception) -> None:
-        """One of them cannot be stored; the others shall not suffer for it."""
+    async def _store_or_part(self, db: Any, batch: list[Request]) -> None:
+        """If one of them cannot be stored, the others shall not suffer for it."""
+        try:
+            await self._store(db, batch)
+        except asyncpg.DataError:
+            await self._apart(db, batch)
+
+    async def _apart(self, db: Any, batch: list[Request]) -> None:
         for request in batch:
             request.refuse(None)
             try:
                 await self._store(db, [request])
-            except asyncpg.DataError:
+            except asyncpg.DataError as error:
                 request.refuse(
                     LeaseholdError("append_unstorable", f"cannot store this append: {error}")
                 )
@@ -159,7 +166,7 @@ class PostgresLog(GroupCommit):
                     await lost.wait()
                 finally:
                     db.terminate()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except AWAY as error:
                 log.warning("events.listen_failed", error=str(error))
             await self.clock.sleep(RECONNECT)
 
@@ -198,7 +205,7 @@ class PostgresLog(GroupCommit):
         try:
             async with self._pool.acquire() as db:
                 yield db
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except AWAY as error:
             raise unavailable(
                 "log_read_failed", f"the event log cannot be read: {error}"
             ) from error
