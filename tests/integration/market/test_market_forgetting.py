@@ -164,3 +164,25 @@ async def test_a_piece_whose_fate_is_unknown_does_not_stop_the_ledger(
         chain = ledgers.ledger.chain
         assert ledgers.ledger.history.first > 1  # later checkpoints were whole
         assert exports.replay(await ledgers.history()).height == chain.height
+
+
+async def test_who_reads_all_of_it_is_not_trimmed_under(tmp_path: Path) -> None:
+    """Seen to fail with "block … does not follow" when trimming did not wait for the reader."""
+    ledgers = Ledgers(tmp_path)
+    async with ledgers.start():
+        await ledgers.send(3 * KEEP)
+        kept = exports.history_lines(ledgers.ledger.history)
+        lines = [await anext(kept)]
+        first = ledgers.ledger.history.first
+        await ledgers.send(3 * KEEP)
+        assert ledgers.ledger.history.first == first
+        lines += [line async for line in kept]
+        assert exports.replay(lines).height == ledgers.ledger.chain.height
+        await ledgers.send(2 * KEEP)
+        assert ledgers.ledger.history.first > first  # it goes on when nobody reads
+
+        stalled = exports.history_lines(ledgers.ledger.history)
+        await anext(stalled)
+        await ledgers.send(10 * KEEP)
+        assert ledgers.ledger.history.first > first + 5 * KEEP  # not for ever
+        await stalled.aclose()

@@ -3,7 +3,8 @@
 Every ``keep_blocks`` blocks the state is written into the history as a *checkpoint*: a genesis that
 goes on after the newest block, with the state in parts. When the next one is due, everything before
 the last one is trimmed. So at least ``keep_blocks`` are always there for who reads behind, at most
-twice as many, and a crash at any point leaves a history that begins with a whole state.
+twice as many, and a crash at any point leaves a history that begins with a whole state. While
+somebody reads all of it, trimming waits for the next one, up to ``PATIENCE`` times ``keep_blocks``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from leasehold.market.ledger.export import checkpoint_of
 from leasehold.market.ledger.history import History
 
 log = get_logger(__name__)
+
+PATIENCE = 8
+"""Longer than this many times ``keep_blocks`` nothing is kept for a reader who does not end."""
 
 
 class Checkpoints:
@@ -47,9 +51,13 @@ class Checkpoints:
             return None
         return self._write(chain, genesis, pieces)
 
+    def _read(self, chain: Chain) -> bool:
+        kept = chain.height - self._history.first
+        return self._history.readers > 0 and kept < PATIENCE * self._keep
+
     async def _write(self, chain: Chain, genesis: Genesis, pieces: Iterator[bytes]) -> None:
         try:
-            if self._whole is not None:
+            if self._whole is not None and not self._read(chain):
                 chain.genesis, self._whole = self._whole, None
                 await self._history.forget_before(chain.genesis)
                 log.info("ledger.forgot", before=chain.genesis.initial_height)

@@ -8,7 +8,8 @@ transactions and validator, links between blocks, and the state's hash after eac
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -111,15 +112,11 @@ def genesis_of(data: bytes) -> Genesis:
     )
 
 
-async def history_lines(history: History) -> AsyncIterator[bytes]:
+async def history_lines(history: History) -> AsyncGenerator[bytes, None]:
     """Genesis and blocks, one JSON document a line."""
-    genesis = await history.genesis()
-    assert genesis is not None
-    if genesis.continued:
-        genesis = replace(genesis, state=await history.state())
-    yield msgspec.json.encode(genesis) + b"\n"
-    async for block in history.blocks(genesis.initial_height - 1):
-        yield msgspec.json.encode(block) + b"\n"
+    async with contextlib.aclosing(history.whole()) as kept:
+        async for part in kept:
+            yield msgspec.json.encode(part) + b"\n"
 
 
 class Replayed(Struct, frozen=True):

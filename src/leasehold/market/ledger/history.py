@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from msgspec.structs import replace
 
@@ -42,27 +42,40 @@ class History:
         self._base = event_id(0)
         self._turn = asyncio.Lock()
         self._unsure: str | None = None
+        self._forgetting = asyncio.Lock()
+        self.readers = 0
+        """How many read all of it now; what they read is better not trimmed under them."""
         self.first = 1
 
     async def genesis(self) -> Genesis | None:
-        """How what is kept began, without its state; None when nothing did yet."""
+        """Begin with how what is kept began, without its state; None when nothing did yet."""
+        found = await self._beginning()
+        if found is None:
+            return None
+        self._base, genesis = found
+        self.first = genesis.initial_height
+        return genesis
+
+    async def _beginning(self) -> tuple[str, Genesis] | None:
         async for event in self.log.read(self.entity):
             if isinstance(event, WillBlock):
                 continue
             genesis = event.payload
             assert isinstance(genesis, Genesis)
-            self._base, self.first = event.id, genesis.initial_height
-            return genesis
+            return event.id, genesis
         return None
 
     async def state(self) -> bytes:
         """The state of a genesis that has one."""
+        return await self._state(self._base, self.first - 1)
+
+    async def _state(self, after: str, height: int) -> bytes:
         pieces: list[bytes] = []
-        async for event in self.log.read(self.entity, after=self._base):
+        async for event in self.log.read(self.entity, after=after):
             if isinstance(event, WillBlock):
                 continue
             part = event.payload
-            if isinstance(part, StatePart) and part.height == self.first - 1:
+            if isinstance(part, StatePart) and part.height == height:
                 pieces.append(part.data)
                 if part.final:
                     return b"".join(pieces)
@@ -102,16 +115,40 @@ class History:
 
     async def forget_before(self, checkpoint: Genesis) -> None:
         """From now on the history begins with a checkpoint that is whole."""
-        self.first = checkpoint.initial_height
-        self._base = event_id(self.first - 1, CHECKPOINT)
-        await self.log.trim(self.entity, self._base)
+        async with self._forgetting:
+            self.first = checkpoint.initial_height
+            self._base = event_id(self.first - 1, CHECKPOINT)
+            await self.log.trim(self.entity, self._base)
+
+    async def whole(self) -> AsyncGenerator[Genesis | Block, None]:
+        """All that is kept: the genesis with its state, then its blocks up to the newest.
+
+        Trimmed when so much was added meanwhile that it had to be forgotten after all.
+        """
+        async with self._forgetting:
+            self.readers += 1
+        try:
+            found = await self._beginning()
+            assert found is not None
+            base, genesis = found
+            if genesis.continued:
+                state = await self._state(base, genesis.initial_height - 1)
+                genesis = replace(genesis, state=state)
+            yield genesis
+            async for block in self._blocks(base):
+                yield block
+        finally:
+            self.readers -= 1
 
     async def blocks(self, after: int) -> AsyncIterator[Block]:
         """All blocks above height ``after``, up to the newest."""
+        async for block in self._blocks(event_id(after) if after >= self.first else self._base):
+            yield block
+
+    async def _blocks(self, after: str) -> AsyncIterator[Block]:
         head: Block | None = None
         pieces: list[BlockPart] = []
-        start = event_id(after) if after >= self.first else self._base
-        async for event in self.log.read(self.entity, after=start):
+        async for event in self.log.read(self.entity, after=after):
             if isinstance(event, WillBlock):
                 continue
             payload = event.payload

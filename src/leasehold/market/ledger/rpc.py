@@ -9,8 +9,9 @@ error as JSON, ``codespace`` is ``leasehold``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -125,11 +126,12 @@ class Rpc:
         headers = [(b"content-type", b"application/jsonl")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if what == "export":
-            lines = _pieces(export(ledger.chain))
+            lines: AsyncGenerator[bytes, None] = _pieces(export(ledger.chain))
         else:
             lines = history_lines(ledger.history)
-        async for line in lines:
-            await send({"type": "http.response.body", "body": line, "more_body": True})
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _websocket(self, scope: JSON, receive: Any, send: Any) -> None:
@@ -175,7 +177,7 @@ class Rpc:
         return {"jsonrpc": "2.0", "id": request.id, "result": result}
 
 
-async def _pieces(lines: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(lines: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Some hundred lines at a time, letting others run in between."""
     while piece := b"".join(itertools.islice(lines, 500)):
         yield piece
