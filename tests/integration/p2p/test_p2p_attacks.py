@@ -148,9 +148,18 @@ async def test_the_window_of_an_ended_stream_buffers_nothing(make_host: MakeHost
     async with honest(host, make_host):
         attacker = await Attacker.connect(host)
         attacker.open(1, multistream.opening("/brief/1.0.0"))
+        async with asyncio.timeout(20):
+            async for _, flags, _, _ in attacker.frames():
+                if flags & 4:  # its end
+                    break
         for _ in range(200):
             attacker.frame(0, 0, 1, 50_000, bytes(50_000))
             await attacker.writer.drain()
+        attacker.frame(2, 1, 0, 7)
+        async with asyncio.timeout(20):
+            async for kind, *_ in attacker.frames():
+                if kind == 2:  # the answer to our ping: all before it was read
+                    break
         assert host.budget.used == 0
     attacker.close()
 
