@@ -18,6 +18,9 @@ from leasehold.core.service import Group
 
 def run_provider(state: Path, *, config: Path | None, flags: dict[str, Any]) -> None:
     """Run every role from ``state`` until SIGINT or SIGTERM."""
+    # Our children exec at once and never speak gRPC; its handlers for forks would only say so, at
+    # each of them, on stderr.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     settings = read(state, file=config, flags=flags).values
     formats = {"json": True, "text": False}
     logs.configure(settings.log.level, json=formats.get(settings.log.format))

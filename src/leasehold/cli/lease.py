@@ -339,7 +339,7 @@ def close(
         else:
             reach.on_market(lambda client: client.close_lease(lease.id), lease.key)
         gone = _await_gone(lease) if wait else False
-    text = f"closed {short}" + ("; nothing of it is left" if gone else "")
+    text = f"closed {short}" + ("; nothing of it runs any more" if gone else "")
     done(as_json, text, lease=str(lease.id), name=short, gone=gone)
 
 

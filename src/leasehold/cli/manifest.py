@@ -169,7 +169,7 @@ def rollback(
         results = [
             api.post(f"/deployment/{side.dseq}/rollback{tail}", {"hash": found[0]}) for api in apis
         ]
-    _show(results, as_json, print_json)
+    _show(results, side, as_json, print_json)
 
 
 @app.command()
@@ -209,7 +209,7 @@ def send(
             api.request("PUT", f"/deployment/{side.dseq}/manifest{tail}", content=body)
             for api in apis
         ]
-    _show(results, as_json, print_json)
+    _show(results, side, as_json, print_json)
 
 
 def _known(violation: dict[str, Any]) -> dict[str, Any]:
@@ -252,12 +252,16 @@ def check(
         raise typer.Exit(1)
 
 
-def _show(results: list[Any], as_json: bool, print_json: Any) -> None:
+def _show(results: list[Any], side: Side, as_json: bool, print_json: Any) -> None:
+    from leasehold.model.market import LeaseId
+
     if as_json:
         print_json(results)
         return
     for result in results:
         for lease, state in result["leases"].items():
-            print(f"{lease} is {state['phase']}")
+            id = LeaseId.parse(lease)
+            tail = "" if (id.gseq, id.oseq) == (1, 1) else f"/{id.gseq}/{id.oseq}"
+            print(f"{side.name}/{id.dseq}{tail} is {state['phase']}")
             for uri in state.get("uris", ()):
                 print(f"  {uri}")

@@ -154,7 +154,10 @@ def pause(
 @app.command()
 def resume(state: Path = STATE, as_json: bool = JSON) -> None:
     """Bid again."""
-    _offers(_operate("POST", "/v1/provider/resume", state), as_json)
+    found = _operate("POST", "/v1/provider/resume", state)
+    if not (as_json or found["unavailable"]):
+        print("bidding again")
+    _offers(found, as_json)
 
 
 @app.command()

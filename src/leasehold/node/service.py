@@ -20,7 +20,7 @@ import msgspec
 
 from leasehold.core import ids
 from leasehold.core.clock import Clock
-from leasehold.core.errors import LeaseholdError, unavailable
+from leasehold.core.errors import Kind, LeaseholdError, unavailable
 from leasehold.core.logs import get_logger
 from leasehold.core.metrics import gauge
 from leasehold.core.service import Group, Service
@@ -395,6 +395,7 @@ class Node(Service):
             raise LeaseholdError(
                 f"{what}_not_found",
                 f"{name!r} is a {'service' if spell else 'spell'}, not a {what}",
+                kind=Kind.NOT_FOUND,
                 got=name,
             )
         return found

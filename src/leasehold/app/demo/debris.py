@@ -24,14 +24,28 @@ def find(folder: Path, mark: str) -> list[str]:
 
 def _processes(folder: Path) -> list[str]:
     found = []
+    ours = _ancestry()
     for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue  # `--folder` names it, too
+        if process.name in ours:
+            continue  # `--folder` names them, too
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             where = str((process / "cwd").readlink())
             if str(folder) in words or where.startswith(str(folder)):
                 found.append(f"process {process.name}: {words.strip()[:80]}")
+    return found
+
+
+def _ancestry() -> set[str]:
+    """This process and those that started it: a shell, ``sudo``, ``timeout``."""
+    found, pid = set(), str(os.getpid())
+    while pid not in ("0", ""):
+        found.add(pid)
+        try:
+            # Behind the name, which may hold anything, are the state and the parent.
+            pid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            break
     return found
 
 

@@ -44,6 +44,9 @@ UP_WAIT = 60.0
 GONE_WAIT = 30.0
 """Seconds the workload of a closed lease may take to be gone."""
 
+GONE_PROCESSES_WAIT = 5.0
+"""Seconds processes that were told to stop may take before they count as left behind."""
+
 HOST = "hello.localhost"
 REPOSITORY = "leasehold/hello:1"
 ACCOUNT = "demo"
@@ -269,11 +272,19 @@ class Demo(Service):
         if hasattr(self, "registry"):
             await self.registry.shutdown()
             self.result.removed.append("registry")
-        self.result.left = debris.find(self.folder, self.mark)
+        self.result.left = await self._left()
         if not self.result.left:
             await asyncio.to_thread(self._remove_folder)
         self.result.ok = self.result.ok and not self.result.left
         return self.result
+
+    async def _left(self) -> list[str]:
+        # A provider that was started by hand is not our child: it, and the shell or sudo around it,
+        # may take a moment to be gone.
+        deadline = self.clock.monotonic() + GONE_PROCESSES_WAIT
+        while (left := debris.find(self.folder, self.mark)) and self.clock.monotonic() < deadline:
+            await self.clock.sleep(0.1)
+        return left
 
     def _remove_folder(self) -> None:
         # The volume of the closed lease is kept, frozen, until its retention ends; not here.
