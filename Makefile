@@ -1,6 +1,7 @@
 # Everything starts here: `make demo` to see it, `make test` to trust it.
 PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest -q
+TEST_PROCESSES ?= 3
 
 .PHONY: setup dev demo test test-kubernetes lint format bench docs fuzz soak sim wheel lock clean
 
@@ -14,7 +15,7 @@ demo: setup     ## from nothing to a running workload, on this machine
 	@.venv/bin/leasehold demo
 
 test: dev       ## unit, integration, acceptance and regression tests
-	@$(PYTEST) -m "not soak and not kubernetes and not fuzz" tests
+	@$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not soak and not kubernetes and not fuzz" tests
 
 test-kubernetes: ## the Kubernetes driver and chart, on a real control plane (built once, cached)
 	@scripts/setup --kubernetes
