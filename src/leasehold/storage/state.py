@@ -79,6 +79,8 @@ class RepoState:
     wants_gitlab: bool = False
     gitlab_url: str = ""
     error: str = ""
+    """As it is shown; ``error_full`` is all of it."""
+    error_full: str = ""
     move: facts.RepoMoveStarted | None = None
     last_move: str = ""
     """The workflow of the last move that ended here, so that it is not begun again."""
@@ -126,9 +128,9 @@ def fold_repo(state: RepoState, event: Event) -> RepoState:
         case facts.GitRepoCreated():
             state.wants_gitlab, state.gitlab_url = False, fact.url
         case facts.RepoErrorSet():
-            state.error = fact.message
+            state.error, state.error_full = fact.message, fact.full or fact.message
         case facts.RepoErrorCleared():
-            state.error = ""
+            state.error = state.error_full = ""
         case facts.RepoMoveStarted():
             state.move = fact
         case facts.RepoMoved():

@@ -154,7 +154,7 @@ class Volumes(Service):
                     if state.error:
                         raise LeaseholdError(
                             "volume_failed",
-                            f"the volume cannot be used: {state.error}",
+                            f"the volume cannot be used: {state.error_full}",
                             kind=Kind.CONFLICT,
                             path=state.path,
                         )

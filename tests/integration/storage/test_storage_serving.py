@@ -133,6 +133,7 @@ async def test_what_is_enabled_here_is_answered_for(root: Path) -> None:
             assert (await remote.ask("Stat", stat)).tier == "frozen"
             again = pb.SnapshotRequest(repo=repo)
             assert await refused(lambda: remote.ask("Snapshot", again)) == "volume_tier"
+            await engine.shutdown()  # nothing enables it again
             await volumes.storage.disable_repo(repo)
             volumes.storage.ask = lambda _: None
             volumes.storage.host = "another"
