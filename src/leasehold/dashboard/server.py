@@ -88,6 +88,8 @@ def application(api: Path, ledger: str, sessions: Sessions, clock: Clock) -> Fas
         visit = Visit(client, root, Api(api, ledger, credential), clock, leave, until)
         current.append(visit)
         tabs.setdefault(key, set()).add(visit)
+        for changed in (client.on_connect, client.on_disconnect):
+            changed(lambda: visit.seen(client.has_socket_connection))
         with client:
             ui.on("leasehold-go", lambda event: visit.go(str(event.args), shown=True))
         try:

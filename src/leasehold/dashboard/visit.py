@@ -25,8 +25,9 @@ from leasehold.dashboard.page import Page, Source
 from leasehold.dashboard.pages import find, menu
 from leasehold.dashboard.tree import Drawing, Handler, Node, h
 
-DRAW_EVERY = 0.1
-"""Seconds between two drawings of a tab, at least."""
+FIRST_DRAW, DRAW_EVERY = 0.01, 0.1
+"""Seconds between two drawings of a tab, at least: growing from one to the other, so that what a
+page is gone to for is drawn as it comes in, and a flood of news is not."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before a source that failed is tried again, growing from one to the other."""
@@ -63,6 +64,9 @@ class Visit:
         self._drawing = Drawing(root, self.act)
         self._dirty = asyncio.Event()
         self._gone = asyncio.Event()
+        self._seen = asyncio.Event()
+        self._seen.set()
+        self._pause = FIRST_DRAW
         self._tasks: asyncio.TaskGroup | None = None
         self._sources: set[asyncio.Task[None]] = set()
 
@@ -80,6 +84,13 @@ class Visit:
         finally:
             await self.api.close()
 
+    def seen(self, watched: bool) -> None:
+        """Whether a browser is connected to the tab just now."""
+        if watched:
+            self._seen.set()
+        else:
+            self._seen.clear()
+
     async def _expire(self) -> None:
         await self.clock.sleep(max(0.0, self.until - self.clock.now()))
         self.leave("Your session is over. Please sign in again.")
@@ -94,6 +105,7 @@ class Visit:
         """Show the page at a path; ``shown`` when the browser has it in its bar already."""
         split = urlsplit(target)
         self.path = split.path
+        self._pause = FIRST_DRAW
         for task in tuple(self._sources):
             task.cancel()
         kind, place = find(split.path, operator=self.api.is_operator)
@@ -177,6 +189,7 @@ class Visit:
     async def _draw(self) -> None:
         while True:
             await self._dirty.wait()
+            await self._seen.wait()  # a tab that was left is not drawn until it is back
             self._dirty.clear()
             try:
                 self._drawing.show(*self._frame())
@@ -190,7 +203,8 @@ class Visit:
                         role="alert",
                     )
                 )
-            await self.clock.sleep(DRAW_EVERY)
+            await self.clock.sleep(self._pause)
+            self._pause = min(DRAW_EVERY, self._pause * 2)
 
     def _frame(self) -> list[Node]:
         who = "operator" if self.api.is_operator else text.address(self.api.owner)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from leasehold.core import logs as own_logs
 from leasehold.core.clock import SystemClock
 from leasehold.core.service import running
 from leasehold.deploy import logs
@@ -55,6 +56,7 @@ class Written:
 
 
 async def main(folder: Path, leases: int, lines: int) -> None:
+    own_logs.configure("error")  # to standard error: nobody reads our output but the URL
     clock = SystemClock()
     output = folder / "output" / "web"
     output.mkdir(parents=True)
@@ -78,7 +80,7 @@ async def main(folder: Path, leases: int, lines: int) -> None:
             clock=clock,
         )  # fmt: skip
         workloads: Any = Written(folder / "output")
-        manifest: Any = SimpleNamespace(provider=PROVIDER, lease=_known)
+        manifest: Any = SimpleNamespace(provider=PROVIDER, lease=_known, history=_history)
         no_engine: Any = SimpleNamespace(tasks=lambda *_: [], counts=list)
         gateway = Gateway(
             settings,
@@ -100,6 +102,11 @@ async def main(folder: Path, leases: int, lines: int) -> None:
 
 async def _known(lease: LeaseId) -> None:
     """Every lease is known."""
+
+
+async def _history(owner: str, dseq: int) -> list[dict[str, Any]]:
+    """No manifest was kept."""
+    return []
 
 
 async def _close(lease: LeaseId) -> None:

@@ -9,15 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from leasehold.dashboard.sessions import Credential, Sessions
 
 LEASES = 1_000
 LINES = 1_000_000
-FIRST_CONTENT = 6.0
-"""Seconds. One is meant, and 0.4 measured on an idle machine; this holds on one with a load of 20,
-and still fails when a page reads the whole log or draws every lease."""
+FIRST_CONTENT = 1.0
+"""Seconds from asking for a page to its first lines being in the document, by the browser's clock.
+0.45 to 0.55 were measured for either page on two idle cores, 0.5 to 0.95 with a load of ten."""
+
+TRIES = 10
+"""A busy machine only adds to what a page needs, so the best of these counts."""
+
+WATCH = """
+new MutationObserver(() => {
+  if (!window.first && document.querySelector("tbody tr, .log-line")) first = performance.now();
+}).observe(document, { childList: true, subtree: true });
+"""
+"""Notes when the first row or line is there."""
 
 MEMORY = 400 << 20
 """Bytes the pages' process may hold with these before it."""
@@ -46,28 +56,35 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]
 def test_a_thousand_leases_and_a_million_lines(browser: Browser, crowd: tuple[str, str]) -> None:
     url, session = crowd
     page = browser.new_page()
+    page.add_init_script(WATCH)
     page.goto(f"{url}/ui/leases#session={session}")
     expect(page.get_by_text("1\u202f000 of 1\u202f000 leases")).to_be_visible(timeout=30_000)
-
-    began = time.monotonic()
-    page.goto(f"{url}/ui/leases")
-    expect(page.locator("tbody tr").first).to_be_visible()
-    assert time.monotonic() - began < FIRST_CONTENT
+    assert first_content(page, f"{url}/ui/leases", "tbody tr") < FIRST_CONTENT
     page.get_by_label("Search").fill("/777/")
     expect(page.get_by_text("1 of 1\u202f000 leases")).to_be_visible()
 
-    began = time.monotonic()
-    page.goto(f"{url}/ui/leases/akash1owner/777/1/1?tab=logs")
+    output = f"{url}/ui/leases/akash1owner/777/1/1?tab=logs"
+    assert first_content(page, output, ".log-line") < FIRST_CONTENT
     expect(page.get_by_role("log")).to_contain_text(f"line number {LINES - 1} ")
-    first = time.monotonic() - began
     assert page.locator(".log-line").count() <= 300
     page.get_by_label("Search all lines").fill("number 123456 ")
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_text("1 lines contain")).to_be_visible(timeout=15_000)
-    print(f"log: {first:.2f} s")
-    assert first < FIRST_CONTENT
     held = _memory_of_pages(url)
     assert held < MEMORY, f"{held >> 20} MiB"
+
+
+def first_content(page: Page, url: str, what: str) -> float:
+    """Seconds until ``what`` is in the document: the best of some tries."""
+    best = float("inf")
+    for _ in range(TRIES):
+        page.goto(url)
+        page.locator(what).first.wait_for()
+        best = min(best, page.evaluate("window.first") / 1000)
+        if best < FIRST_CONTENT:
+            break
+    print(f"{url}: {best:.2f} s")
+    return best
 
 
 def _memory_of_pages(url: str) -> int:
