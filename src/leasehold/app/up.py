@@ -260,6 +260,7 @@ class Provider(Service):
                 clock=self.clock,
                 manifest=self.manifest,
                 workloads=workloads,
+                addresses=self.deploy.addresses,
                 keys=AccountKeys(self.client),
                 registry=MarketCertificates(self.client),
                 operator_token=self.folder.operator_token(),

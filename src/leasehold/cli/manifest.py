@@ -12,7 +12,7 @@ import typer
 from leasehold.core.errors import Kind, LeaseholdError, Violation
 
 app = typer.Typer(
-    help="Accepted manifests of a deployment: list, try another, go back.", no_args_is_help=True
+    help="Accepted manifests of a deployment: list, try another, go back, take host names over.", no_args_is_help=True
 )
 
 DEPLOYMENT = typer.Argument(help="The deployment: acme/1, or 1 of the first account.")
@@ -210,6 +210,42 @@ def send(
             for api in apis
         ]
     _show(results, side, as_json, print_json)
+
+
+@app.command()
+def take(
+    deployment: str = typer.Argument(help="The deployment that gets them: acme/2."),
+    host: list[str] = typer.Option([], "--host", help="A host name its manifest asks for."),
+    address: list[str] = typer.Option([], "--address", help="A leased address by its name."),
+    group: int = typer.Option(1, help="The group of the deployment."),
+    ledger: str = LEDGER,
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Take over host names and leased addresses that lead to another deployment of yours."""
+    from leasehold.cli.state import print_json
+
+    side = Side(deployment, ledger, state)
+    to = {"destination_dseq": side.dseq, "destination_gseq": group}
+    asked = {
+        "/hostname/migrate": ("hostnames_to_migrate", host),
+        "/endpoint/migrate": ("endpoints_to_migrate", address),
+    }
+    if not host and not address:
+        raise LeaseholdError(
+            "nothing_to_migrate", "name a --host or an --address", kind=Kind.MALFORMED
+        )
+    moved: list[str] = []
+    with side.providers() as apis:
+        for api in apis:
+            for path, (field, names) in asked.items():
+                if names:
+                    moved += api.post(path, {field: names, **to})["transferred"]
+    if as_json:
+        print_json({"transferred": moved})
+        return
+    for name in moved:
+        print(f"{name} leads to {side.name}/{side.dseq}")
 
 
 def _known(violation: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from leasehold.deploy.driver import Driver, Emit, History
 from leasehold.deploy.inventory import Inventory
 from leasehold.deploy.logs import Line
 from leasehold.deploy.machine import State
+from leasehold.deploy.node_ports import NodePorts
 from leasehold.deploy.ports import LeaseMarket
 from leasehold.deploy.replica import Replica
 from leasehold.deploy.settings import DeploySettings
@@ -218,6 +219,11 @@ class Deployments(Service):
 
     @abstractmethod
     async def teardown_all(self) -> list[str]: ...
+
+    @property
+    def addresses(self) -> NodePorts | None:
+        """The leased addresses; None where there are none to lease."""
+        return None
 
     @abstractmethod
     def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> Sequence[Violation]: ...

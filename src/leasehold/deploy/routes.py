@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.deploy.ingress.haproxy import Ingress
 from leasehold.deploy.ingress.options import MOST_TRIES, Options
 from leasehold.deploy.ingress.table import Server
 from leasehold.deploy.net.names import Names
 from leasehold.deploy.net.node import NodeNetwork
-from leasehold.deploy.net.rules import Publication
+from leasehold.deploy.node_ports import NodePorts, PortKey
 from leasehold.deploy.replica import Replica, State
 from leasehold.deploy.settings import DeploySettings
 from leasehold.deploy.workload import Workload, exclusive
@@ -24,10 +20,6 @@ from leasehold.model.market import LeaseId
 
 if TYPE_CHECKING:
     from leasehold.deploy.driver import Applied
-
-
-PortKey = tuple[str, str, str, int, str]
-"""Lease, service, protocol, port, name of the leased address (empty: a port of the host)."""
 
 
 class Routes:
@@ -45,9 +37,7 @@ class Routes:
         self.ingress = ingress
         self._names = names
         self.settings = settings
-        self._file = file
-        self._ports: dict[PortKey, int] = {}
-        self._published: dict[PortKey, Publication] = {}
+        self.ports = NodePorts(network, settings, file)
         self._targets: dict[str, set[str]] = {}
         self._hosts: dict[str, tuple[frozenset[str], frozenset[str] | None]] = {}
 
@@ -75,7 +65,7 @@ class Routes:
                     mine = (host for host in hosts if self._may_lead(workload.lease, host))
                     found += [self._url(host) for host in mine]
                 elif expose.global_:
-                    published = self._published.get(_port_key(workload, service, expose))
+                    published = self.ports.published(_key(workload, service, expose))
                     if published is not None:
                         host = published.front or self.settings.public_host
                         port = published.front_port or published.port
@@ -113,7 +103,7 @@ class Routes:
             for service in workload.services
             for expose in service.exposes
             if not expose.ingress and not expose.ip
-            if (number := self._ports.get(_port_key(workload, service, expose))) is not None
+            if (number := self.ports.number(_key(workload, service, expose))) is not None
         ]
 
     def leased_addresses(self, workload: Workload) -> dict[str, list[dict[str, object]]]:
@@ -121,7 +111,7 @@ class Routes:
         found: dict[str, list[dict[str, object]]] = {}
         for service in workload.services:
             for expose in service.exposes:
-                published = self._published.get(_port_key(workload, service, expose))
+                published = self.ports.published(_key(workload, service, expose))
                 if expose.ip and published is not None:
                     found.setdefault(service.name, []).append(
                         {
@@ -162,7 +152,8 @@ class Routes:
                 serving.setdefault(replica.service, []).append(replica)
         await self.names(applied, everything)
         used = set()
-        ports: dict[PortKey, tuple[str, Expose]] = {}
+        named: dict[PortKey, Expose] = {}
+        reached: dict[PortKey, str] = {}
         for service in workload.services:
             up = serving.get(service.name, [])
             for expose in service.exposes:
@@ -170,9 +161,12 @@ class Routes:
                     key = target(workload.lease, service, expose)
                     used.add(key)
                     await self._move_ingress(key, workload, service, expose, up)
-                elif expose.global_ and up:
-                    ports[_port_key(workload, service, expose)] = (up[0].address, expose)
-        await self._move_ports(str(workload.lease), ports)
+                elif expose.global_:
+                    port = _key(workload, service, expose)
+                    named[port] = expose
+                    if up:
+                        reached[port] = up[0].address
+        await self.ports.move(str(workload.lease), named, reached)
         await self._forget_targets(str(workload.lease), keep=used)
 
     async def _move_ingress(
@@ -194,90 +188,6 @@ class Routes:
         )
         self._targets.setdefault(str(workload.lease), set()).add(key)
 
-    async def _move_ports(self, lease: str, wanted: dict[PortKey, tuple[str, Expose]]) -> None:
-        gone = {key: n for key, n in self._ports.items() if key[0] == lease and key not in wanted}
-        for key in gone:
-            del self._ports[key]
-            self._published.pop(key, None)
-        for key, (address, expose) in wanted.items():
-            front = self._front(key, expose) if expose.ip else ""
-            number = self._ports.get(key) or self._free_port(key[2])
-            self._ports[key] = number
-            self._published[key] = Publication(
-                key[2].lower(),
-                number,
-                address,
-                expose.port,
-                front,
-                expose.outside_port if front else 0,
-            )
-        if wanted or gone:
-            self._save()
-        if self.network is None:
-            return
-        await self.network.unpublish((key[2].lower(), n) for key, n in gone.items())
-        await self.network.publish(self._published[key] for key in wanted)
-
-    def _front(self, key: PortKey, expose: Expose) -> str:
-        """The leased address of that name: one for all ports of the lease that name it."""
-        mine = {k[4]: p.front for k, p in self._published.items() if k[0] == key[0] and p.front}
-        used = {p.front for p in self._published.values()}
-        front = mine.get(key[4]) or next((a for a in self.settings.leased_ips if a not in used), "")
-        if not front:
-            raise LeaseholdError(
-                "no_leased_ip",
-                f"all {len(self.settings.leased_ips)} leased addresses are in use",
-                kind=Kind.UNAVAILABLE,
-                path="deploy.leased_ips",
-                got=key[4],
-            )
-        outside = (key[2].lower(), front, expose.outside_port)
-        for other, p in self._published.items():
-            if other != key and (p.protocol, p.front, p.front_port) == outside:
-                raise LeaseholdError(
-                    "port_taken",
-                    f"port {expose.outside_port} of {expose.ip!r} leads to service {other[1]!r}",
-                    kind=Kind.CONFLICT,
-                    path=f"services.{key[1]}.expose",
-                    got=expose.outside_port,
-                )
-        return front
-
-    def restore(self) -> list[Publication]:
-        """What was published when the provider last ran: ports stay what tenants were told."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            for row in json.loads(self._file.read_text()):
-                lease, service, protocol, port, number, address, target, *leased = row
-                ip, front, front_port = leased or ("", "", 0)
-                found = (lease, service, protocol, port, ip)
-                self._ports[found] = number
-                self._published[found] = Publication(
-                    protocol.lower(), number, address, target, front, front_port
-                )
-        return list(self._published.values())
-
-    def _save(self) -> None:
-        rows = [
-            [*key[:4], p.port, p.address, p.target, key[4], p.front, p.front_port]
-            for key, p in self._published.items()
-        ]
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(rows))
-        os.replace(temporary, self._file)
-
-    def _free_port(self, protocol: str) -> int:
-        first, last = self.settings.node_ports
-        used = {n for key, n in self._ports.items() if key[2] == protocol}
-        for number in range(first, last + 1):
-            if number not in used:
-                return number
-        raise LeaseholdError(
-            "node_ports_exhausted",
-            f"all node ports {first}-{last} are in use",
-            kind=Kind.UNAVAILABLE,
-            path="deploy.node_ports",
-        )
-
     async def _forget_targets(self, lease: str, *, keep: set[str]) -> None:
         known = self._targets.setdefault(lease, set())
         if self.ingress is not None:
@@ -290,7 +200,7 @@ class Routes:
         await self._forget_targets(str(lease), keep=set())
         self._targets.pop(str(lease), None)
         self._hosts.pop(str(lease), None)
-        await self._move_ports(str(lease), {})
+        await self.ports.move(str(lease), {}, {})
         if self._names is not None:
             self._names.remove(str(lease))
 
@@ -317,5 +227,5 @@ def options(service: ManifestService, expose: Expose) -> Options:
     )
 
 
-def _port_key(workload: Workload, service: ManifestService, expose: Expose) -> PortKey:
-    return (str(workload.lease), service.name, expose.proto, expose.port, expose.ip)
+def _key(workload: Workload, service: ManifestService, expose: Expose) -> PortKey:
+    return PortKey(str(workload.lease), service.name, expose.proto, expose.port, expose.ip)

@@ -29,6 +29,7 @@ from leasehold.deploy.local import LocalDriver
 from leasehold.deploy.logs import Line
 from leasehold.deploy.net.names import Names
 from leasehold.deploy.net.node import NODE, NodeNetwork
+from leasehold.deploy.node_ports import NodePorts
 from leasehold.deploy.oci import cgroups, exec
 from leasehold.deploy.oci.driver import OciRuntime
 from leasehold.deploy.oci.exec import Exec
@@ -160,7 +161,7 @@ class DeployService(Deployments):
         self.inventory.volume_bytes = self.parts.volumes.reserved_bytes
         self.inventory.update([this_machine(self.folder, self.settings)])
         if self.network is not None:
-            self.network.restore(self.routes.restore())
+            self.network.restore(self.routes.ports.restore())
         started = self.spawn(self._services.serve(), name="parts")
         waiter = asyncio.ensure_future(self._services._started.wait())
         try:
@@ -199,6 +200,11 @@ class DeployService(Deployments):
         """Where ingress listens; a workload answers there to its own host name."""
         host = self.settings.public_host
         return f"http://{host}" if self.ingress.port == 80 else f"http://{host}:{self.ingress.port}"
+
+    @property
+    def addresses(self) -> NodePorts | None:
+        """The leased addresses, if there are any to lease."""
+        return self.routes.ports if self.settings.leased_ips else None
 
     def unsupported(self, group: ManifestGroup, leased: GroupSpec) -> list[Violation]:
         """Everything of ``group`` that cannot run here, with the reason."""

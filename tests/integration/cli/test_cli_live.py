@@ -209,6 +209,37 @@ def test_the_screen_of_the_operator(stage: Stage) -> None:
     assert {check["name"] for check in stage.json("doctor")["checks"]} >= {"root", "haproxy"}
 
 
+def test_a_second_deployment_takes_the_host_name_over(stage: Stage, tmp_path: Path) -> None:
+    registry = stage.json("lease", "status", "web")["services"]["web"]["image"].partition("/")[0]
+    text = example().read_text().replace("localhost:29555", registry).replace("hello from", "2nd")
+    second = tmp_path / "second.yaml"
+    second.write_text(
+        text.replace("          - hello.l", "          - two.localhost\n          - hello.l")
+    )
+    stage.run("deploy", str(second))
+
+    port = int(stage.json("lease", "status", "1")["uris"][0].rpartition(":")[2])
+
+    def says() -> str:
+        return httpx.get(f"http://127.0.0.1:{port}/", headers={"host": "hello.localhost"}).text
+
+    assert "hello from your lease" in says(), "who was first keeps it"
+    moved = stage.run("manifest", "take", "2", "--host", "hello.localhost")
+    assert moved == "hello.localhost leads to demo/2\n"
+    deadline = time.monotonic() + 20
+    while "2nd your lease" not in says() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "2nd your lease" in says()
+    refused = stage.json("manifest", "take", "1", "--host", "strange.test", code=2)
+    assert refused["error"]["code"] == "host_not_in_manifest"
+    refused = stage.json("manifest", "take", "1", "--address", "mine", code=2)
+    assert refused["error"]["code"] == "endpoint_not_in_manifest"
+    assert stage.json("manifest", "take", "1", "--host", "hello.localhost") == {
+        "transferred": ["hello.localhost"]
+    }
+    stage.run("lease", "close", "2", "--yes")
+
+
 def test_a_new_manifest_and_back_again(stage: Stage, tmp_path: Path) -> None:
     """Changed by the tenant, seen in the history with its sender, rolled back, and closed."""
     registry = stage.json("lease", "status", "web")["services"]["web"]["image"].partition("/")[0]
@@ -233,4 +264,4 @@ def test_a_new_manifest_and_back_again(stage: Stage, tmp_path: Path) -> None:
     assert refused["error"]["code"] == "not_confirmed"
     assert stage.json("lease", "close", "1", "--yes")["gone"] is True
     assert stage.json("lease", "ls") == []
-    assert [lease["state"] for lease in stage.json("lease", "ls", "--all")] == ["closed"]
+    assert [lease["state"] for lease in stage.json("lease", "ls", "--all")] == ["closed"] * 2

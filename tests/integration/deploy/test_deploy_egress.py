@@ -129,6 +129,7 @@ def test_a_leased_address_leads_to_its_lease_and_stays_its_own(
 ) -> None:
     other = LeaseId("akash1other", 500, 1, 1, "akash1provider")
     third = LeaseId("akash1other", 501, 1, 1, "akash1provider")
+    fourth = LeaseId("akash1other", 502, 1, 1, "akash1provider")
 
     async def main() -> None:
         with _world(tmp_path) as world:
@@ -171,6 +172,17 @@ def test_a_leased_address_leads_to_its_lease_and_stays_its_own(
                 await provider.until("deploy.removed", lease=other)
                 await provider.until("deploy.healthy", "h1", third)
                 assert await ask(LEASED[1], 1) == "third", "given on to who waited"
+                await provider.close()
+                await provider.until("deploy.removed")
+                await provider.up(group(_leased_service("web", "fourth", 1)), lease=fourth)
+                assert await ask(LEASED[0], 1) == "fourth"
+                assert provider.deploy.addresses is not None
+                assert await provider.deploy.addresses.transfer(fourth, ["mine"]) == ["mine"]
+                assert (await ask(LEASED[1], 1), await ask(LEASED[0], 1)) == ("fourth", "third")
+            async with machine.provider(**offered) as provider:
+                status = await provider.deploy.status(fourth)
+                assert status["ips"]["web"][0]["IP"] == LEASED[1], "it stays moved"
+                assert await ask(LEASED[1], 1) == "fourth"
                 await provider.deploy.teardown_all()
 
     own_host(main)

@@ -44,6 +44,21 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 
+def device_of(keeper: Path) -> str:
+    """What the host's end of the link to the node is called, and the host's table of rules."""
+    return "lh" + hashlib.sha256(str(keeper).encode()).hexdigest()[:8]
+
+
+def give_back(netlink: Netlink, nft: Nft, device: str, folder: Path) -> None:
+    """Make the host as it was: link, table and forwarding. ``folder`` has what it was before."""
+    nft.run(rules.drop_host_table(device))
+    netlink.remove_link(device)
+    note = folder / "ip_forward.before"
+    if note.exists():
+        _sysctl("net/ipv4/ip_forward", note.read_text())
+        note.unlink()
+
+
 @dataclass(frozen=True, slots=True)
 class Joined:
     """A replica's network: ``path`` is what the runtime is given as namespace."""
@@ -72,7 +87,7 @@ class NodeNetwork(Service):
         self.uplink = uplink
         self.mtu = mtu
         self.folder = folder
-        self.device = "lh" + hashlib.sha256(str(keeper.folder).encode()).hexdigest()[:8]
+        self.device = device_of(keeper.folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="node-network")
         self._used: set[ipaddress.IPv4Address] = set()
         self._cursor = 0
@@ -383,12 +398,7 @@ class NodeNetwork(Service):
             if not self.uplink:
                 return
             with self._on_host() as (netlink, nft):
-                nft.run(rules.drop_host_table(self.device))
-                netlink.remove_link(self.device)
-                note = self.folder / "ip_forward.before"
-                if note.exists():
-                    _sysctl("net/ipv4/ip_forward", note.read_text())
-                    note.unlink()
+                give_back(netlink, nft, self.device, self.folder)
 
         await self.do(undo)
         await self.keeper.ask("drop", name=NODE)
