@@ -98,6 +98,73 @@ def explain(
 
 
 @app.command()
+def holders(
+    name: str = typer.Argument(help="A reference, a digest or the beginning of one."),
+    state: Path = STATE,
+    as_json: bool = JSON,
+) -> None:
+    """Say which nodes of the fleet hold each part of an image, or a digest."""
+    found = _ask(
+        "GET",
+        "/v1/images/holders",
+        state,
+        lambda images, report: report.holders(images, name),
+        query={"name": name},
+    )
+    if as_json:
+        _print_json(found)
+        return
+    for part in found:
+        nodes = ["this node"] * part["here"] + (part["others"] or [])
+        unknown = f" (others unknown: {part['why']})" if part["others"] is None else ""
+        print(f"{part['kind']:8} {_short(part['digest'])}  {', '.join(nodes) or 'nobody'}{unknown}")
+
+
+@app.command()
+def fleet(state: Path = STATE, as_json: bool = JSON) -> None:
+    """Show the nodes images are shared with, what cools down and an hour of bytes by source."""
+    found = _ask(
+        "GET", "/v1/images/fleet", state, lambda images, report: _now(report.fleet(images))
+    )
+    if as_json:
+        _print_json(found)
+        return
+    if not found["node"]:
+        print("this node shares images with nobody (images.fleet)")
+    for member in found["members"]:
+        mark = "  this node" if member["here"] else ""
+        print(f"{member['node']}  {member['transfer']}  {member['zone']}{mark}".rstrip())
+    if found["health"] is not None:
+        print(f"provider records can be believed to {found['health']:.0%}")
+    for cooling in found["cooling"]:
+        print(
+            f"cools down {_short(cooling['digest'])}  {cooling['failure']}, failed"
+            f" {cooling['failures']} times, tried again in {cooling['remaining']:.0f} s"
+        )
+    came = {name: sum(minute[name] for minute in found["traffic"]) for name in ("origin", "peers")}
+    print(f"last hour: {_size(came['origin'])} from registries, {_size(came['peers'])} from peers")
+
+
+@app.command()
+def inflight(state: Path = STATE, as_json: bool = JSON) -> None:
+    """List what is being fetched just now, with the bytes that are here."""
+    found = _ask(
+        "GET", "/v1/images/inflight", state, lambda images, report: _now(report.flights(images))
+    )
+    if as_json:
+        _print_json(found)
+        return
+    for flight in found:
+        whole = _size(flight["size"]) if flight["size"] else "unknown"
+        print(
+            f"{flight['kind']:8} {_short(flight['digest'])}  {_size(flight['received'])} of {whole}"
+            f"  {flight['registry']}/{flight['repository']}"
+        )
+    if not found:
+        print("nothing is being fetched")
+
+
+@app.command()
 def inspect(
     name: str = typer.Argument(help="A reference, a digest or the beginning of one."),
     state: Path = STATE,

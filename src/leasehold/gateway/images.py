@@ -49,6 +49,16 @@ def routes(images_of: Callable[[], Images]) -> Sequence[BaseRouteHandler]:
         """What is being fetched just now, with the bytes that are here."""
         return report.flights(images_of())
 
+    @get("/v1/images/fleet", guards=[operator], tags=["images"], sync_to_thread=False)
+    def images_fleet() -> report.Fleet:
+        """The nodes images are shared with, digests that cool down, an hour of bytes by source."""
+        return report.fleet(images_of())
+
+    @get("/v1/images/holders", guards=[operator], tags=["images"])
+    async def images_holders(name: str) -> list[report.Held]:
+        """Which nodes hold each part of an image, or a digest."""
+        return await report.holders(images_of(), name)
+
     @post("/v1/images/pull", guards=[operator], tags=["images"], status_code=200)
     async def images_pull(data: Pull) -> report.Pulled:
         """Make an image ready; says how many bytes came from where."""
@@ -82,6 +92,8 @@ def routes(images_of: Callable[[], Images]) -> Sequence[BaseRouteHandler]:
     return [
         images_list,
         images_inflight,
+        images_fleet,
+        images_holders,
         images_pull,
         images_explain,
         images_inspect,

@@ -178,7 +178,7 @@ class Discovery(Service):
         memo = self._counts.get(digest)
         if memo is not None and now - memo[0] < COUNT_MEMO:
             return memo[1]
-        if self.health() < UNHEALTHY or not len(self.kad.table):
+        if not self.able:
             raise unavailable("discovery_unhealthy", "the DHT cannot tell how many nodes hold it")
         count = len(await self.kad.find(key_of(digest)))
         self._counts[digest] = (now, count)
@@ -197,6 +197,11 @@ class Discovery(Service):
             self.scores.lookup_took(self.clock.monotonic() - began)
         holders = (self._holder(contact) for contact in found)
         return [holder for holder in holders if holder is not None][:limit]
+
+    @property
+    def able(self) -> bool:
+        """Whether the DHT can be asked, and its answer believed."""
+        return self.health() >= UNHEALTHY and len(self.kad.table) > 0
 
     def health(self) -> float:
         return self.scores.score(len(self.kad.table), min(len(self._view()) - 1, TARGET_CAP))

@@ -34,6 +34,7 @@ from leasehold.images.ports import (
 )
 from leasehold.images.settings import ImagesSettings
 from leasehold.images.staging import Staged
+from leasehold.images.traffic import Traffic
 from leasehold.model.digest import Digest
 
 PIECE = 256 * 1024
@@ -235,6 +236,7 @@ class Downloads(Service):
         self.announcer = announcer
         self.peers: Cooperation | None = None
         self.backoff = Backoff(first=0.2, cap=5.0)
+        self.traffic = Traffic(self.clock)
         self.committed: list[Callable[[Digest, int], Any]] = []
         """Called with (digest, size) after each commit."""
         self.chunk_lists: Recent[tuple[int, list[str]]] = Recent(CHUNK_LISTS)
@@ -337,6 +339,7 @@ class Downloads(Service):
             if self._active.get(download.digest) is download:
                 del self._active[download.digest]
             ACTIVE.set(len(self._active))
+            self.traffic.add(download.sources)
             if not download.done and download.staged is not None:
                 await download.staged.abort()
             download.notify()

@@ -97,6 +97,15 @@ class NegativeCache:
             ENTRIES.set(len(self._entries))
         return None
 
+    def cooling(self) -> list[tuple[Digest, Cooldown]]:
+        """Cooldowns under way, the newest failure first."""
+        now = self._clock.monotonic()
+        return [
+            (digest, self._cooldown(entry, now))
+            for digest, entry in reversed(self._entries.items())
+            if now < entry.over
+        ]
+
     def hit(self, digest: Digest) -> Cooldown | None:
         """:meth:`lookup` for somebody who wanted to fetch: counts what it saved the origin."""
         found = self.lookup(digest)

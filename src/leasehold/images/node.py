@@ -20,6 +20,7 @@ from leasehold.images.coord.pump import PullerPump
 from leasehold.images.coord.server import Server
 from leasehold.images.coord.settings import CoordSettings
 from leasehold.images.discovery import TARGET_CAP, Discovery
+from leasehold.images.fleet import Fleet
 from leasehold.images.gate import DirectGate
 from leasehold.images.gossip import Gossip
 from leasehold.images.inflight import InFlight
@@ -159,6 +160,9 @@ class ImagesNode(Service):
             settings=limits,
         )
         self.images.cooperate(self.resolver, self.discovery, self.node)
+        self.images.fleet = Fleet(
+            self.node, lambda: self.members.known, self.discovery, self.negative, clock
+        )
 
     async def start(self) -> None:
         self._began = self.clock.monotonic()

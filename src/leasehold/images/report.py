@@ -6,12 +6,18 @@ from typing import Any
 
 import msgspec
 
+from leasehold.core.errors import LeaseholdError
 from leasehold.images import oci
 from leasehold.images.download import read_all
+from leasehold.images.fleet import Cooling, Holds, Known, Neighbour
 from leasehold.images.ports import ContentKind, Credentials
 from leasehold.images.records import Part, Record
 from leasehold.images.service import Image, Images
+from leasehold.images.traffic import Minute
 from leasehold.model.digest import Digest
+
+PARTS = 256
+"""Most parts of an image whose holders are looked up at once."""
 
 
 class Came(msgspec.Struct):
@@ -62,6 +68,27 @@ class Flight(msgspec.Struct):
     sources: dict[str, int]
 
 
+class Fleet(msgspec.Struct):
+    """What is known of other nodes. Without any, ``node`` is empty and ``health`` None; ``traffic``
+    is the last hour by minute."""
+
+    node: str
+    health: float | None
+    members: list[Neighbour]
+    cooling: list[Cooling]
+    traffic: list[Minute]
+
+
+class Held(msgspec.Struct):
+    """Who holds a part. ``others`` are nodes; None when nobody could be asked: ``why``."""
+
+    kind: str
+    digest: str
+    here: bool
+    others: list[str] | None
+    why: str = ""
+
+
 class Explained(msgspec.Struct):
     """Where each part of an image came from, and how long it took."""
 
@@ -94,6 +121,34 @@ def flights(images: Images) -> list[Flight]:
             dict(d.sources),
         )
         for d in images.downloads.under_way()
+    ]
+
+
+def fleet(images: Images) -> Fleet:
+    """Other nodes, what cools down here, and what came from where in the last hour."""
+    known = images.fleet.known() if images.fleet is not None else Known()
+    return Fleet(known.node, known.health, known.members, known.cooling,
+                 images.downloads.traffic.series())  # fmt: skip
+
+
+async def holders(images: Images, name: str) -> list[Held]:
+    """Which nodes hold each part of an image, or one digest; a part of no known image is a blob."""
+    try:
+        record = images.keeping.find(name)
+    except LeaseholdError:
+        if not name.startswith("sha256:"):
+            raise
+        parts = [("blob", Digest.parse(name))]
+    else:
+        parts = [(part.kind, Digest.parse(part.digest)) for part in record.parts]
+    digests = [digest for _, digest in parts[:PARTS]]
+    if images.fleet is not None:
+        found = await images.fleet.holders(digests, images.store)
+    else:
+        found = [Holds(str(digest), await images.store.has(digest), []) for digest in digests]
+    return [
+        Held(kind, held.digest, held.here, held.others, held.why)
+        for (kind, _), held in zip(parts, found, strict=False)
     ]
 
 

@@ -54,6 +54,7 @@ from leasehold.p2p.keys import KeyPair
 
 if TYPE_CHECKING:
     from leasehold.images.containerd import ContainerdStore
+    from leasehold.images.fleet import Fleet
 
 SETTLE_SECONDS = 10.0
 """Between two syncs of layers and memories to disk, and looks whether the store answers."""
@@ -135,6 +136,8 @@ class Images(Service):
             else None
         )
         self._peers: PeerClient | None = None
+        self.fleet: Fleet | None = None
+        """What is known of other nodes; None without any."""
         self.unready: str | None = None
         """Why this node should not get requests: its store cannot be asked."""
 

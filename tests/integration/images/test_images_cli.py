@@ -40,6 +40,10 @@ async def test_pull_explain_verify_and_collect(registry: Any, tmp_path: Path) ->
     assert [p["kind"] for p in explained["parts"]].count("layer") == 2
     assert explained["bytes"]["origin"] == whole, "the story of how it came here stays"
     assert "from" not in await leasehold("explain", built.digest[7:19], *state)
+    held = await leasehold("holders", name, *state, "--json")
+    assert [(p["here"], p["others"]) for p in held] == [(True, [])] * len(explained["parts"])
+    assert "shares images with nobody" in await leasehold("fleet", *state)
+    assert await leasehold("inflight", *state, "--json") == []
     shown = await leasehold("inspect", name, *state)
     assert json.loads(shown)["config"]["config"]["Cmd"] == ["/bin/sh"]
     assert (await leasehold("verify", *state, "--json"))["good"] == 4

@@ -8,7 +8,7 @@ import pytest
 
 from leasehold.core.errors import LeaseholdError
 from leasehold.dashboard import parts, text
-from leasehold.dashboard.pages import find, menu
+from leasehold.dashboard.pages import find, images, menu
 from leasehold.dashboard.pages.lease_manifest import difference
 from leasehold.dashboard.signin import credential_of
 from leasehold.gateway.front import is_page
@@ -33,6 +33,23 @@ def test_sizes_and_numbers() -> None:
 @pytest.mark.parametrize("href", ["javascript:alert(1)", "data:text/html,x", "JAVASCRIPT:x", ""])
 def test_only_pages_and_http_are_linked(href: str) -> None:
     assert "href" not in parts.link("a name", href).props
+
+
+def test_a_fleet_is_shown_with_what_cools_down_in_it() -> None:
+    digest = f"sha256:{'ab' * 32}"
+    fleet = {
+        "node": "a", "health": 0.9, "traffic": [{"at": 0.0, "origin": 2048, "peers": 1024}],
+        "members": [{"node": "a", "zone": "", "transfer": "10.0.0.1:29501", "here": True},
+                    {"node": "b", "zone": "east", "transfer": "10.0.0.2:29501", "here": False}],
+        "cooling": [{"digest": digest, "failure": "rate_limited", "remaining": 29.5,
+                     "until": 0.0, "failures": 2}],
+    }  # fmt: skip
+    shown = [*images.fleet_view(fleet), *images.traffic_view(fleet)]
+    for said in ("a (this node)", "east", "90%", "sha256:abababababab", "rate limited", "29.50 s",
+                 "now 2.0 KiB a minute"):  # fmt: skip
+        assert any(node.find(said) for node in shown), said
+    alone = images.fleet_view({"node": "", "health": None, "members": [], "cooling": []})
+    assert alone[0].find("This node shares images with nobody.")
 
 
 def test_every_state_has_a_shape_and_a_word() -> None:

@@ -30,15 +30,21 @@ class Images(Page):
         self.chosen = ""
         self.pulling = ""
         self.flights: list[dict[str, Any]] = []
+        self.fleet: dict[str, Any] = {}
+        self.holders: dict[str, dict[str, Any]] = {}
 
     def sources(self) -> Mapping[str, Source]:
         return {
             "images": lambda: self.on_news("images", ("lease",), self._load),
             "in flight": lambda: self.every("in flight", self._look_up, LOOK),
+            "fleet": lambda: self.every("fleet", self._look_around),
         }
 
     async def _look_up(self) -> None:
         self.flights = await self.api.get("/v1/images/inflight")
+
+    async def _look_around(self) -> None:
+        self.fleet = await self.api.get("/v1/images/fleet")
 
     async def _load(self) -> None:
         found = await self.api.get("/v1/images")
@@ -49,8 +55,12 @@ class Images(Page):
                 name = image["reference"]
                 self.came[image["digest"]] = await self.api.get("/v1/images/explain", name=name)
 
-    def explain(self, digest: str) -> None:
+    async def explain(self, digest: str) -> None:
         self.chosen = "" if self.chosen == digest else digest
+        self.visit.refresh()
+        if self.chosen:
+            found = await self.api.get("/v1/images/holders", name=digest)
+            self.holders |= {part["digest"]: part for part in found}
 
     async def pull(self, fields: dict[str, Any]) -> None:
         reference = str(fields.get("reference", "")).strip()
@@ -115,6 +125,7 @@ class Images(Page):
                             for n, words, tone in SOURCES], sum(totals.values()), text.size)
                 if self.images else h("p", "Nothing was pulled yet.", class_="soft"),
                 self._over_time(),
+                *traffic_view(self.fleet),
             ),
             h(
                 "form",
@@ -126,6 +137,7 @@ class Images(Page):
                 on={"submit": self.pull}, class_="filters",
             ),
             self._in_flight(),
+            *fleet_view(self.fleet),
             parts.panel(
                 "Images of this node",
                 parts.table("Images", ("Reference", "Digest", "Size", "Leases", "Used (UTC)", ""),
@@ -173,7 +185,8 @@ class Images(Page):
                  text.size(part["size"]),
                  ", ".join(f"{source} {text.size(n)}" for source, n in part["sources"].items()),
                  text.duration(part["seconds"] * 1000),
-                 text.duration(part["unpack_seconds"] * 1000)],
+                 text.duration(part["unpack_seconds"] * 1000),
+                 _held(self.holders.get(part["digest"]))],
             )
             for part in found["parts"]
         ]  # fmt: skip
@@ -181,9 +194,71 @@ class Images(Page):
             "div",
             h("h3", f"{found['reference']}: ready in {text.duration(found['seconds'] * 1000)}"),
             parts.table("Parts", ("Part", "Digest", "Size", "Came from", "Fetched in",
-                                  "Unpacked in"), rows, numbers=(2, 4, 5)),
+                                  "Unpacked in", "Held by"), rows, numbers=(2, 4, 5)),
             key="explained",
         )  # fmt: skip
+
+
+def _held(part: dict[str, Any] | None) -> str:
+    """The nodes a part is on."""
+    if part is None:
+        return "…"
+    nodes = ["this node"] * part["here"] + (part["others"] or [])
+    said = ", ".join(nodes) or "nobody"
+    return said if part["others"] is not None else f"{said}; others unknown: {part['why']}"
+
+
+def traffic_view(fleet: dict[str, Any]) -> list[Node]:
+    """An hour of bytes, by where they came from."""
+    minutes = fleet.get("traffic") or []
+    if not any(minute["origin"] or minute["peers"] for minute in minutes):
+        return []
+
+    def rate(value: float) -> str:
+        return f"{text.size(value)} a minute"
+
+    top = max(max(minute["origin"], minute["peers"]) for minute in minutes)
+    return [
+        h("div", [parts.chart(f"{words.capitalize()}, last hour",
+                              [minute[name] for minute in minutes], rate, top)
+                  for name, words, _ in SOURCES[:2]], class_="charts", key="traffic"),
+    ]  # fmt: skip
+
+
+def fleet_view(fleet: dict[str, Any]) -> list[Node]:
+    """Who else there is, and what is left alone for a while because it failed."""
+    if not fleet:
+        return []
+    if not fleet["node"]:
+        return [parts.panel("Fleet", parts.empty(
+            "This node shares images with nobody.", "Every digest comes from its registry; ",
+            h("code", "images.fleet"), " makes nodes share."))]  # fmt: skip
+    members = [
+        (m["node"], [m["node"] + (" (this node)" if m["here"] else ""), m["zone"] or "–",
+                     h("code", m["transfer"])])
+        for m in fleet["members"]
+    ]  # fmt: skip
+    cooling = [
+        (c["digest"], [h("code", text.digest(c["digest"]), title=c["digest"]),
+                       c["failure"].replace("_", " "), str(c["failures"]),
+                       text.duration(1000 * c["remaining"])])
+        for c in fleet["cooling"]
+    ]  # fmt: skip
+    return [
+        parts.panel(
+            "Fleet",
+            h("p", f"{len(members)} nodes; provider records can be believed to "
+                   f"{fleet['health']:.0%}.", class_="soft"),
+            parts.table("Nodes", ("Node", "Zone", "Transfer"), members,
+                        none=parts.empty("No node is known yet.")),
+        ),
+        parts.panel(
+            "Cooling down",
+            parts.table("Digests left alone", ("Digest", "Failure", "In a row", "Tried again in"),
+                        cooling, none=h("p", "Nothing failed lately.", class_="soft"),
+                        numbers=(2, 3)),
+        ),
+    ]  # fmt: skip
 
 
 def in_flight(flight: dict[str, Any]) -> Node:
