@@ -62,13 +62,6 @@ class ActingKubelet:
                 ],
             }  # fmt: skip
             await self.patch(f"api/v1/nodes/{name}/status", {"status": status})
-            # The controller taints new nodes until it has seen them ready.
-            while True:
-                found = await self.api.get("Node", name)
-                assert found is not None
-                if not found["spec"].get("taints"):
-                    break
-                await asyncio.sleep(0.1)
 
     async def patch(self, url: str, body: Any) -> None:
         answer = await self.api.raw.patch(
@@ -106,14 +99,16 @@ class ActingKubelet:
             living.cancel()
         await asyncio.sleep(self.linger)
         meta = pod["metadata"]
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}}
         while True:
-            with contextlib.suppress(Exception):
-                await self.api.raw.request(
+            with contextlib.suppress(OSError, httpx2.HTTPError):
+                answer = await self.api.raw.request(
                     "DELETE",
                     f"api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}",
-                    json={"gracePeriodSeconds": 0},
+                    json=body,
                 )
-                return
+                if answer.status_code in (200, 404, 409):  # 409: another of its name is there.
+                    return
             await asyncio.sleep(0.2)
 
     async def _live(self, pod: Object) -> None:

@@ -74,15 +74,22 @@ class Provider:
         """The first event of this type (and hash) behind the first ``after``."""
         entity = Entity("lease", str(lease or self.lease))
         seen = 0
-        async with asyncio.timeout(seconds):
-            async for event in self.log.read(entity, watch=True):
-                if not isinstance(event, Event):
-                    continue
-                seen += 1
-                if seen <= after or event.type != type_:
-                    continue
-                if hash is None or event.payload.hash == hash:
-                    return event
+        try:
+            async with asyncio.timeout(seconds):
+                async for event in self.log.read(entity, watch=True):
+                    if not isinstance(event, Event):
+                        continue
+                    seen += 1
+                    if seen <= after or event.type != type_:
+                        continue
+                    if hash is None or event.payload.hash == hash:
+                        return event
+        except TimeoutError:
+            told = "\n".join(map(str, await self.events(lease)))
+            pods = self.deploy.cluster.of("Pod", lease_name(lease or self.lease))
+            states = "\n".join(str((p["metadata"]["name"], p.get("status"))) for p in pods)
+            text = f"no {type_} within {seconds:g} s, but:\n{told}\n{states}"
+            raise AssertionError(text) from None
         raise AssertionError("the log ended")
 
     async def events(self, lease: LeaseId | None = None) -> list[Event]:
@@ -93,8 +100,11 @@ class Provider:
         return [event.type for event in await self.events()]
 
     async def up(self, group: dict[str, Any], hash: str = "h1", seconds: float = 30) -> None:
+        """Healthy, and never said to have failed."""
         await self.put(group, hash)
         await self.until("deploy.healthy", hash, seconds=seconds)
+        failed = [e.payload for e in await self.events() if e.type == "deploy.failed"]
+        assert not [payload for payload in failed if payload.hash == hash], failed
 
     @property
     def namespace(self) -> str:
@@ -140,7 +150,7 @@ class Place:
         kubernetes = {
             "kubeconfig": str(self.plane.kubeconfig(token)),
             "runtime_class": "",
-            "no_room_grace": 0.5,
+            "no_room_grace": 2.0,
             "unready_seconds": 1,
             "watch_seconds": 10,
             **{key: changes.pop(key) for key in list(changes) if key in known},

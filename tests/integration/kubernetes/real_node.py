@@ -218,9 +218,10 @@ class RealNode:
         """Everything in the node's control groups."""
         for _ in range(100):
             found = []
-            for procs in Path("/sys/fs/cgroup").glob(f"*/{self.id}/**/cgroup.procs"):
-                with contextlib.suppress(OSError):  # It ends while we look.
-                    found += [int(pid) for pid in procs.read_text().split()]
+            for top in Path("/sys/fs/cgroup").glob(f"*/{self.id}"):
+                for folder, _, _ in os.walk(top):
+                    with contextlib.suppress(OSError):  # It ends while we look.
+                        found += map(int, (Path(folder) / "cgroup.procs").read_text().split())
             if not found:
                 return
             for pid in found:

@@ -162,6 +162,29 @@ def test_trouble_is_told_of_the_service_that_has_it(virtual: VirtualClock) -> No
     virtual.run(main)
 
 
+def test_room_that_is_found_in_time_is_not_a_failure(virtual: VirtualClock) -> None:
+    """However late it is looked for: the grace begins when a replica is first without room."""
+
+    async def main() -> None:
+        bench = ClusterBench(virtual, start_deadline=60.0)
+        bench.api.silent.add("web")
+        async with bench.running() as deployment:
+            deployment.want(workload("h1"))
+            await bench.until(lambda: bool(bench.api.held.get("Deployment")))
+            (item,) = bench.api.held["Deployment"].values()
+            await bench.clock.sleep(30.0)  # Say, others were in the way.
+            bench.api.crowd(item)
+            await bench.clock.sleep(bench.settings.kubernetes.no_room_grace / 2)
+            assert deployment.error is None
+            bench.api.crowd(item, room=True)
+            bench.api.silent.clear()
+            bench.api.settle(item)
+            await bench.until(lambda: deployment.health.healthy is True)
+            assert "DeployFailed" not in bench.kinds()
+
+    virtual.run(main)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("500m", "0.5"), ("2", "2"), ("1Ki", "1024"), ("24684096Ki", "25276514304"), ("1e3", "1000"),

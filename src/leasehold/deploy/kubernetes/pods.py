@@ -149,6 +149,17 @@ def refused(controller: Object) -> Trouble | None:
     return None
 
 
+def lacks_claim(pod: Object, controller: Object) -> bool:
+    """Whether the set of a replica has a claim that the replica was made without."""
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod["spec"].get("volumes") or ()
+        if "persistentVolumeClaim" in volume
+    }
+    wanted = [t["metadata"]["name"] for t in controller["spec"].get("volumeClaimTemplates") or ()]
+    return any(claims.get(name) != f"{name}-{pod['metadata']['name']}" for name in wanted)
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a controller is with what it was last told."""

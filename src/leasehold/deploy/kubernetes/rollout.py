@@ -61,6 +61,8 @@ class ClusterRollout:
         self._started: set[str] = set()
         self._said_running = False
         self._began = 0.0
+        self._crowded: float | None = None
+        """Since when some replica has been without room."""
 
     async def run(self) -> Applied:
         await self.cluster.heard(FIRST_WORD)
@@ -138,7 +140,7 @@ class ClusterRollout:
 
     async def _look(self) -> tuple[bool, Trouble | None]:
         """Whether all is up, and what stands in the way. Raises what waiting cannot help."""
-        settled, started = True, True
+        settled, started, crowded = True, True, False
         worst: Trouble | None = None
         here = self.cluster.of("Pod", self.workload.name)
         for service in self.workload.services:
@@ -147,9 +149,11 @@ class ClusterRollout:
                 await self._tell(service, number, pod)
             started = started and sum(map(pods.running, mine)) >= service.count
             controller = self._controller(service)
-            if pods.progress(controller, self._generations[service.name]).settled:
+            if self._settled(service, mine, controller):
                 continue
             settled = False
+            if stateful(service) and controller is not None:
+                await self._renew(service, here, controller)
             found = self._trouble(service, mine, controller)
             if found is None:
                 continue
@@ -157,10 +161,38 @@ class ClusterRollout:
             if found.lasting:
                 raise found.error(service.name)
             if found.code == "no_room":
+                crowded = True
                 await self._make_room(found, service)
+        if not crowded:
+            self._crowded = None
         if started or settled:
             await self._say_running()
         return settled, worst
+
+    def _settled(
+        self, service: ManifestService, mine: list[Object], controller: Object | None
+    ) -> bool:
+        if not pods.progress(controller, self._generations[service.name]).settled:
+            return False
+        # A set that was made anew takes the old one's replicas for its own before it looks at them.
+        return not stateful(service) or sum(map(pods.ready, mine)) >= service.count
+
+    async def _renew(
+        self, service: ManifestService, here: list[Object], controller: Object
+    ) -> None:
+        """End a replica that lacks one of its set's claims: the set was made anew with more of
+        them, and can neither change nor replace it. One after the other, from the first on."""
+        living = {p["metadata"]["name"]: p for p in pods.of_service(here, service.name)}
+        for number in range(service.count):
+            pod = living.get(f"{service.name}-{number}")
+            if pod is None:
+                return
+            if pods.lacks_claim(pod, controller):
+                log.info("replica.renewed", lease=str(self.workload.lease), replica=number)
+                await self.api.delete("Pod", pod["metadata"]["name"], self.workload.name)
+                return
+            if not pods.ready(pod):
+                return
 
     def _controller(self, service: ManifestService) -> Object | None:
         kind = "StatefulSet" if stateful(service) else "Deployment"
@@ -176,8 +208,11 @@ class ClusterRollout:
         return pods.refused(controller) if controller is not None else None
 
     async def _make_room(self, found: Trouble, service: ManifestService) -> None:
-        waited = self.clock.monotonic() - self._began
-        if waited < self.settings.kubernetes.no_room_grace:
+        now = self.clock.monotonic()
+        if self._crowded is None:
+            # The scheduler may only not have heard yet of a new node, or that others have gone.
+            self._crowded = now
+        if now - self._crowded < self.settings.kubernetes.no_room_grace:
             return
         if self.before is None or not self._surge:
             if self.before is None:

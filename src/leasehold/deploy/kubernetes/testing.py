@@ -88,6 +88,17 @@ class MemoryApi:
         }
         self._put(item)
 
+    def crowd(self, item: Object, *, room: bool = False) -> None:
+        """A replica of ``item`` finds no room, or now does and is not seen any more."""
+        where = (item["metadata"]["namespace"], f"{item['metadata']['name']}-0")
+        if room:
+            self._drop("Pod", where)
+            return
+        meta = {**item["spec"]["template"]["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}
+        full = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        meta.update(namespace=where[0], name=where[1])
+        self._put({"kind": "Pod", "metadata": meta, "status": {"conditions": [full]}})
+
     async def list(
         self, kind: str, namespace: str | None = None, *, labels: dict[str, Any] | None = None
     ) -> tuple[list[Object], str]:
