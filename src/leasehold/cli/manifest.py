@@ -12,7 +12,8 @@ import typer
 from leasehold.core.errors import Kind, LeaseholdError, Violation
 
 app = typer.Typer(
-    help="Accepted manifests of a deployment: list, try another, go back, take host names over.", no_args_is_help=True
+    help="Accepted manifests of a deployment: list, try another, go back, take host names over.",
+    no_args_is_help=True,
 )
 
 DEPLOYMENT = typer.Argument(help="The deployment: acme/1, or 1 of the first account.")

@@ -27,6 +27,8 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
 PRINCIPAL = "leasehold.principal"
+OPERATOR = "leasehold.operator"
+"""Keys of a request's state, once a guard knows who it is."""
 
 
 class Authenticator:
@@ -123,6 +125,7 @@ async def operator(connection: Connection, _handler: BaseRouteHandler) -> None:
     auth: Authenticator = connection.app.state.auth
     if not auth.is_operator(connection):
         raise unauthenticated("the operator's token is needed (file operator.token)")
+    connection.scope.setdefault("state", {})[OPERATOR] = True
 
 
 def principal_of(connection: Connection) -> Principal:

@@ -17,7 +17,14 @@ from litestar.response import Stream
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.gateway import streams
-from leasehold.gateway.auth import Authenticator, operator, principal_of, tenant, unauthenticated
+from leasehold.gateway.auth import (
+    OPERATOR,
+    Authenticator,
+    operator,
+    principal_of,
+    tenant,
+    unauthenticated,
+)
 from leasehold.gateway.manifests import Seq
 from leasehold.gateway.ports import Workloads
 from leasehold.manifest.service import ManifestService
@@ -120,6 +127,7 @@ def routes(manifest: ManifestService, workloads: Workloads) -> Sequence[BaseRout
         try:
             if not auth.is_operator(socket):
                 raise unauthenticated("the operator's token is needed (file operator.token)")
+            socket.scope.setdefault("state", {})[OPERATOR] = True
             path = socket.path_params
             lease = any_lease(path["owner"], path["dseq"], path["gseq"], path["oseq"])
             body = streams.conversation(socket, lease, workloads)

@@ -25,6 +25,7 @@ from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.service import Service, running
 from leasehold.core.web import HttpServer
 from leasehold.gateway import leases, manifests, migrate, status, streams
+from leasehold.gateway.accounting import Accounting
 from leasehold.gateway.auth import Authenticator
 from leasehold.gateway.certificates import ClientCertificates, Registry
 from leasehold.gateway.errors import HANDLERS, describe
@@ -97,7 +98,8 @@ class Gateway(Service):
             state=State({"auth": self.auth}),
             logging_config=None,
         )
-        self.app = wrap(self.api) if wrap is not None else self.api
+        counted = Accounting(self.api)
+        self.app = wrap(counted) if wrap is not None else counted
         self.server: HttpServer | None = None
 
     async def start(self) -> None:

@@ -39,6 +39,8 @@ PRESSURE_EVERY = 30.0
 
 log = get_logger(__name__)
 
+VOLUMES = metrics.gauge("leasehold_volumes", "Volumes of this host", ["tier"])
+FREE_BYTES = metrics.gauge("leasehold_volumes_free_bytes", "Bytes free where volumes are")
 FROZEN_BYTES = metrics.gauge("leasehold_volumes_frozen_bytes", "Bytes held by frozen volumes")
 
 
@@ -297,6 +299,9 @@ class Volumes(Service):
             for repo, state in volumes
             if state.tier == "frozen" and state.keep_until and not state.busy
         ]
+        for tier in ("online", "frozen", "archived"):
+            VOLUMES.labels(tier).set(sum(s.tier == tier for _, s in volumes))
+        FREE_BYTES.set(self.storage.free_bytes())
         FROZEN_BYTES.set(sum(s.bytes for _, s in volumes if s.tier == "frozen"))
         if any(state.deleted for _, state in volumes):
             return ""  # what is on its way out may be enough
