@@ -15,7 +15,11 @@ class CoordSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool, Meta(description="elect among the nodes of this node's zone only")
     ] = False
     members_only: Annotated[
-        bool, Meta(description="talk only to peers that the membership knows")
+        bool,
+        Meta(
+            description="talk only to peers that the membership knows; where nodes announce "
+            "themselves, the fleet's secret keeps strangers out instead"
+        ),
     ] = False
     candidates: Annotated[
         int, Meta(description="nodes asked about a digest (K), best rank first", ge=1, le=64)
