@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -59,15 +60,22 @@ def fetch(
     import msgspec
 
     from leasehold.app.local_index import fetched
+    from leasehold.cli.progress import Far, showing
     from leasehold.core import logs
     from leasehold.index.settings import IndexSettings
 
     logs.configure("warning")
     settings = IndexSettings(network=network, rpc=rpc)
 
+    heights, far = (last or first) - first + 1 if first else 1, Far(0, 0, "")
+
     async def run() -> dict[str, list[Any]]:
+        nonlocal far
+        got = 0
         out: dict[str, list[Any]] = {"blocks": [], "transactions": []}
         async for height in fetched(settings, first, last or first):
+            got += 1
+            far = Far(got, heights, f"{got} of {heights} heights")
             if lines:
                 sys.stdout.write(msgspec.json.encode(height).decode() + "\n")
             elif as_json:
@@ -78,7 +86,9 @@ def fetch(
                 _print_height(height)
         return out
 
-    found = asyncio.run(run())
+    # Lines that go to a terminal are their own progress; a bar between them would spoil them.
+    with showing(lambda: far) if not sys.stdout.isatty() else contextlib.nullcontext():
+        found = asyncio.run(run())
     if as_json and not lines:
         sys.stdout.write(msgspec.json.encode({"network": network, **found}).decode() + "\n")
 

@@ -17,6 +17,24 @@ Author = typer.Option("operator", help="Who does it; kept in the history.")
 Reason = typer.Option("", help="Why; kept in the history.")
 
 
+Wait = typer.Option(
+    None, "--wait/--no-wait", help="Wait for the end; default on a terminal.", show_default=False
+)
+
+
+def _changed(what: str, state: Path | None, wait: bool | None, as_json: bool, **body: Any) -> None:
+    """Begin a change and, if wanted, wait for its end with a progress bar."""
+    from leasehold.cli import following
+    from leasehold.cli.client import operator
+
+    with operator(state) as api:
+        since = api.get("/v1/events/last")["seq"]
+        done = api.post(f"/v1/volumes/{what}", body)
+        if following.wanted(wait):
+            done = following.follow(api, state, done, since)
+    show(done, as_json)
+
+
 def _post(what: str, state: Path | None, **body: Any) -> Any:
     from leasehold.cli.client import operator
 
@@ -85,8 +103,13 @@ def restore(
     as_json: bool = Json,
 ) -> None:
     """Bring a volume back to a snapshot; what is there now is recorded first."""
+    from leasehold.cli import following
+    from leasehold.cli.progress import showing
+
     when: str | float = float(at) if at.isdecimal() and len(at) == 10 else at
-    show(_post("restore", state, volume=volume, at=when, author=author), as_json)
+    with showing(lambda: following.bytes_done(state, volume)):
+        done = _post("restore", state, volume=volume, at=when, author=author)
+    show(done, as_json)
 
 
 def _change(action: str, text: str) -> None:
@@ -94,11 +117,12 @@ def _change(action: str, text: str) -> None:
         volume: str = Which,
         author: str = Author,
         reason: str = Reason,
+        wait: bool = Wait,
         state: Path = State,
         as_json: bool = Json,
     ) -> None:
         body = {"volume": volume, "author": author, "reason": reason}
-        show(_post(f"change/{action}", state, **body), as_json)
+        _changed(f"change/{action}", state, wait, as_json, **body)
 
     app.command(action, help=text)(command)
 
@@ -114,11 +138,12 @@ def move(
     volume: str = Which,
     path: str = typer.Argument(help="The new global path."),
     host: str = typer.Option("", help="The new host; default the same."),
+    wait: bool = Wait,
     state: Path = State,
     as_json: bool = Json,
 ) -> None:
     """Move a volume to another path or host."""
-    show(_post("move", state, volume=volume, path=path, host=host), as_json)
+    _changed("move", state, wait, as_json, volume=volume, path=path, host=host)
 
 
 @app.command()

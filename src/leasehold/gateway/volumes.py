@@ -12,6 +12,7 @@ from litestar.handlers import BaseRouteHandler
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.gateway.auth import any_tenant, operator, principal_of
 from leasehold.gateway.claims import FULL
+from leasehold.storage.progress import Far
 from leasehold.storage.shadow import Author
 from leasehold.storage.volumes import Volumes
 
@@ -77,6 +78,11 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
             for change in found
         ]
 
+    @get("/v1/volumes/progress", guards=[operator], tags=["volumes"], sync_to_thread=False)
+    def volumes_progress() -> dict[str, Far]:
+        """How far the work on each volume's files is, in bytes: those worked on just now, by id."""
+        return storage.progress.all()
+
     @post("/v1/volumes/snapshot", guards=[operator], tags=["volumes"], status_code=200)
     async def volumes_snapshot(data: Which) -> dict[str, Any]:
         """Record a volume as it is now."""
@@ -133,6 +139,7 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
         volumes_list,
         volumes_history,
         volumes_diff,
+        volumes_progress,
         volumes_snapshot,
         volumes_restore,
         volumes_change,

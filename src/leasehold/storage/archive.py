@@ -18,6 +18,7 @@ import zstandard
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.storage.content import BLOCK, ContentStore
+from leasehold.storage.progress import Tally, Tell, untold
 from leasehold.storage.shadow import Shadow
 
 LEVEL = 3
@@ -43,13 +44,29 @@ class _Hashing(io.RawIOBase):
         return len(view)
 
 
-def pack(shadow: Shadow, commit: str, target: Path) -> str:
+class _Counting:
+    """Tells of the bytes that are read from ``inner``."""
+
+    def __init__(self, inner: IO[bytes], tell: Tell) -> None:
+        self.inner = inner
+        self.tell = tell
+
+    def read(self, count: int = -1) -> bytes:
+        data = self.inner.read(count)
+        self.tell(len(data))
+        return data
+
+
+def pack(shadow: Shadow, commit: str, target: Path, tally: Tally | None = None) -> str:
     """Write the archive of ``commit`` to ``target``; returns its hex SHA-256.
 
     Complete and durable under its name or not there at all; one that is there is kept.
     """
+    tally = tally or Tally()
     if target.exists():
-        return checksum(target)
+        tally.expect(target.stat().st_size)
+        return checksum(target, tally.add)
+    tally.expect(sum(r.size for _, r in shadow.records(commit) if r.type == "f"))
     partial = target.with_name(f"{target.name}.partial")
     with partial.open("wb") as raw:
         hashing = _Hashing(raw)
@@ -66,7 +83,7 @@ def pack(shadow: Shadow, commit: str, target: Path) -> str:
                 if record.type == "f":
                     info.size = record.size
                     with shadow.content.path(record.content).open("rb") as content:
-                        tar.addfile(info, content)
+                        tar.addfile(info, cast("IO[bytes]", _Counting(content, tally.add)))
                 else:
                     info.linkname = record.content
                     tar.addfile(info)
@@ -77,9 +94,13 @@ def pack(shadow: Shadow, commit: str, target: Path) -> str:
     return hashing.hash.hexdigest()
 
 
-def unpack_contents(archive: Path, sha256: str, content: ContentStore) -> None:
+def unpack_contents(
+    archive: Path, sha256: str, content: ContentStore, tally: Tally | None = None
+) -> None:
     """Put the contents of every file in ``archive`` back into the store."""
-    found = checksum(archive)
+    tally = tally or Tally()
+    tally.expect(2 * archive.stat().st_size)  # to hash it, and to unpack it
+    found = checksum(archive, tally.add)
     if found != sha256:
         raise LeaseholdError(
             "archive_damaged",
@@ -90,7 +111,9 @@ def unpack_contents(archive: Path, sha256: str, content: ContentStore) -> None:
         )
     with (
         archive.open("rb") as raw,
-        zstandard.ZstdDecompressor().stream_reader(raw) as plain,
+        zstandard.ZstdDecompressor().stream_reader(
+            cast("IO[bytes]", _Counting(raw, tally.add))
+        ) as plain,
         tarfile.open(fileobj=plain, mode="r|") as tar,
     ):
         for member in tar:
@@ -101,11 +124,12 @@ def unpack_contents(archive: Path, sha256: str, content: ContentStore) -> None:
     content.settle()
 
 
-def checksum(archive: Path) -> str:
+def checksum(archive: Path, tell: Tell = untold) -> str:
     hasher = hashlib.sha256()
     with archive.open("rb") as raw:
         while block := raw.read(BLOCK):
             hasher.update(block)
+            tell(len(block))
     return hasher.hexdigest()
 
 

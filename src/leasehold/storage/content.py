@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import IO
 
 from leasehold.core.errors import Kind, LeaseholdError
+from leasehold.storage.progress import Tell, untold
 
 BLOCK = 1 << 20
 SMALL = 256 << 10
 """Bytes up to which a file is read once into memory instead of twice from disk."""
+
+AT_ONCE = 64 << 20
+"""Bytes the kernel is asked to copy at a time, so that progress can be told."""
 
 FICLONE = 0x40049409
 """``ioctl`` that shares the blocks of another file (linux/fs.h)."""
@@ -132,14 +136,14 @@ class ContentStore:
             self._folders.add(folder)
         return f"{folder}/{digest[2:]}"
 
-    def fetch(self, digest: str, target: int) -> None:
+    def fetch(self, digest: str, target: int, tell: Tell = untold) -> None:
         """Write the object's bytes into the open, empty file ``target``."""
         try:
             fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise content_missing(digest) from None
         try:
-            clone_or_copy(fd, target)
+            clone_or_copy(fd, target, tell)
         finally:
             os.close(fd)
 
@@ -185,44 +189,48 @@ def content_missing(digest: str) -> LeaseholdError:
     )
 
 
-def clone_or_copy(source: int, target: int) -> None:
+def clone_or_copy(source: int, target: int, tell: Tell = untold) -> None:
     """All bytes of one open file into another, shared where the file system can."""
     try:
         fcntl.ioctl(target, FICLONE, source)
+        tell(os.fstat(source).st_size)
         return
     except OSError:
         pass
     offset = 0
     while True:
         try:
-            copied = os.copy_file_range(source, target, 1 << 30, offset, offset)
+            copied = os.copy_file_range(source, target, AT_ONCE, offset, offset)
         except OSError:
             break  # across file systems on old kernels: by hand
         if copied == 0:
             return
         offset += copied
+        tell(copied)
     while block := os.pread(source, BLOCK, offset):
         _write_all(target, block, offset)
         offset += len(block)
+        tell(len(block))
 
 
-def digest_of_fd(fd: int) -> str:
+def digest_of_fd(fd: int, tell: Tell = untold) -> str:
     """The hex SHA-256 of an open file."""
     hasher = hashlib.sha256()
     offset = 0
     while block := os.pread(fd, BLOCK, offset):
         hasher.update(block)
         offset += len(block)
+        tell(len(block))
     return hasher.hexdigest()
 
 
-def digest_of(path: Path | str) -> str:
+def digest_of(path: Path | str, tell: Tell = untold) -> str:
     """The hex SHA-256 of a regular file."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"not a regular file: {path}")
-        return digest_of_fd(fd)
+        return digest_of_fd(fd, tell)
     finally:
         os.close(fd)
 

@@ -233,7 +233,12 @@ class FileStorage(Moves, Tiers):
         shadow = self.shadow(state)
         commit = await self._asked(repo, lambda: shadow.resolve(at))
         await self.snapshot(repo, author, f"before restoring {commit[:12]}")
-        done = await self._asked(repo, lambda: restore(shadow, commit, Path(state.host_path)))
+
+        def bring() -> Restored:
+            with self.progress.of(repo, "restoring") as tally:
+                return restore(shadow, commit, Path(state.host_path), tally)
+
+        done = await self._asked(repo, bring)
         await self.snapshot(repo, author, f"restored {commit[:12]}")
         return done
 

@@ -23,6 +23,7 @@ from leasehold.storage.commands import Repos
 from leasehold.storage.content import ContentStore
 from leasehold.storage.errors import Marked, Weak
 from leasehold.storage.paths import Layout
+from leasehold.storage.progress import Progress
 from leasehold.storage.shadow import Author, Shadow
 from leasehold.storage.state import RepoState
 
@@ -45,6 +46,7 @@ class HostFiles:
         self.repos = repos
         self.clock = clock
         self.content = ContentStore(self.layout.content)
+        self.progress = Progress()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="storage")
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}

@@ -16,6 +16,7 @@ from leasehold.storage.content import ContentStore, sync_filesystem
 from leasehold.storage.copying import copy_tree
 from leasehold.storage.errors import Strong
 from leasehold.storage.host import HostFiles, discard, prune
+from leasehold.storage.progress import Tally
 from leasehold.storage.shadow import Shadow
 
 COMMIT_PATIENCE = 30.0
@@ -53,8 +54,10 @@ class Moves(HostFiles):
             self.layout.make()
             if frozen and old_files.exists():
                 immutable.set_tree(old_files, False)  # an immutable tree cannot be renamed
-            _switch(old_files, files, self.layout.staging, f"{repo}.{workflow}.files")
-            _switch(old_shadow, shadow, self.layout.staging, f"{repo}.{workflow}.shadow")
+            with self.progress.of(repo, "copying") as tally:
+                staging = self.layout.staging
+                _switch(old_files, files, staging, f"{repo}.{workflow}.files", tally)
+                _switch(old_shadow, shadow, staging, f"{repo}.{workflow}.shadow", tally)
             if old_shadow.parent.parent != self.layout.root:
                 self._bring_contents(shadow, old_shadow.parent.parent)
             if frozen:
@@ -124,7 +127,7 @@ class Moves(HostFiles):
         await self.locked(repo, clear)
 
 
-def _switch(old: Path, new: Path, staging: Path, name: str) -> None:
+def _switch(old: Path, new: Path, staging: Path, name: str, tally: Tally | None = None) -> None:
     """Make ``new`` what ``old`` is: renamed where possible, else copied, verified, then renamed."""
     if old == new or (new.exists() and not old.exists()):
         return
@@ -141,7 +144,7 @@ def _switch(old: Path, new: Path, staging: Path, name: str) -> None:
         old.rename(new)
         return
     working = staging / name
-    copy_tree(old, working)
+    copy_tree(old, working, tally)
     _mark(staging, name)
     working.rename(new)
 

@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from leasehold.storage.content import ContentStore, digest_of_fd
+from leasehold.storage.progress import Tally
 from leasehold.storage.shadow import Shadow
 from leasehold.storage.tree import Record
 
@@ -32,14 +33,16 @@ class Restored:
         self.kept = 0
 
 
-def restore(shadow: Shadow, commit: str, target: Path) -> Restored:
+def restore(shadow: Shadow, commit: str, target: Path, tally: Tally | None = None) -> Restored:
     """Make ``target`` (made when missing) hold exactly what snapshot ``commit`` holds."""
     wanted: dict[str, dict[str, Record]] = defaultdict(dict)
     for path, record in shadow.records(commit):
         wanted[path.rpartition("/")[0]][record.name] = record
     target.mkdir(parents=True, exist_ok=True)
     done = Restored()
-    _directory(os.open(target, _DIRECTORY), "", wanted, shadow, done)
+    tally = tally or Tally()
+    tally.expect(sum(r.size for rs in wanted.values() for r in rs.values() if r.type == "f"))
+    _directory(os.open(target, _DIRECTORY), "", wanted, shadow, done, tally)
     return done
 
 
@@ -49,6 +52,7 @@ def _directory(
     wanted: dict[str, dict[str, Record]],
     shadow: Shadow,
     done: Restored,
+    tally: Tally,
 ) -> None:
     try:
         records = wanted.get(relative, {})
@@ -67,12 +71,12 @@ def _directory(
                     os.mkdir(name, 0o700, dir_fd=folder)
                 child = os.open(name, _DIRECTORY, dir_fd=folder)
                 below = f"{relative}/{name}" if relative else name
-                _directory(child, below, wanted, shadow, done)
+                _directory(child, below, wanted, shadow, done, tally)
                 _attributes(folder, record)
             elif record.type == "l":
                 _link(folder, record, found is not None)
             else:
-                _file(folder, record, found, shadow.content, done)
+                _file(folder, record, found, shadow.content, done, tally)
     finally:
         os.close(folder)
 
@@ -106,15 +110,17 @@ def _file(
     found: os.stat_result | None,
     content: ContentStore,
     done: Restored,
+    tally: Tally,
 ) -> None:
     if found is not None and found.st_size == record.size and _holds(folder, record):
         _attributes(folder, record, found)
         done.kept += 1
+        tally.add(record.size)
         return
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(_NEW, flags, 0o600, dir_fd=folder)
     try:
-        content.fetch(record.content, fd)
+        content.fetch(record.content, fd, tally.add)
         if os.fstat(fd).st_uid != record.uid or os.fstat(fd).st_gid != record.gid:
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, record.uid, record.gid)

@@ -68,7 +68,8 @@ class Tiers(HostFiles):
 
         def pack() -> str:
             self.layout.make()
-            sha256 = archive.pack(self.shadow(state), state.commit, target)
+            with self.progress.of(repo, "packing") as tally:
+                sha256 = archive.pack(self.shadow(state), state.commit, target, tally)
             if files.exists():
                 immutable.set_tree(files, False)
                 discard(files, self.layout.staging)
@@ -89,8 +90,9 @@ class Tiers(HostFiles):
         working = self.layout.staging / f"{repo}.{workflow}.unarchive"
 
         def unpack() -> None:
-            archive.unpack_contents(packed, state.archive_sha256, self.content)
-            restore(self.shadow(state), state.commit, working)
+            with self.progress.of(repo, "unpacking") as tally:
+                archive.unpack_contents(packed, state.archive_sha256, self.content, tally)
+                restore(self.shadow(state), state.commit, working, tally)
             working.chmod(state.mode)
             if (state.uid, state.gid) != (0, 0):
                 os.chown(working, state.uid, state.gid)

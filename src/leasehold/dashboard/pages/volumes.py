@@ -10,6 +10,9 @@ from leasehold.dashboard import parts, text
 from leasehold.dashboard.page import Page, Source
 from leasehold.dashboard.tree import Node, h
 
+LOOK = 0.5
+"""Seconds between two looks at how far work on files is."""
+
 STEPS = ("started", "app_accepted", "released", "files_moved", "committed")
 """Of a workflow, in order: what its progress is counted in."""
 
@@ -24,13 +27,20 @@ class Volumes(Page):
         self.changes: list[dict[str, Any]] | None = None
         self.compared = ""
         self.asking: tuple[str, str] | None = None
+        self.far: dict[str, dict[str, Any]] = {}
         self.workflows: dict[str, list[str]] = {}
 
     def sources(self) -> Mapping[str, Source]:
         if not self.api.is_operator:
             return {"volumes": self._follow}
         kinds = ("repo", "registry", "workflow", "lease")
-        return {"volumes": lambda: self.on_news("volumes", kinds, self._load)}
+        return {
+            "volumes": lambda: self.on_news("volumes", kinds, self._load),
+            "progress": lambda: self.every("progress", self._look, LOOK),
+        }
+
+    async def _look(self) -> None:
+        self.far = await self.api.get("/v1/volumes/progress")
 
     async def _follow(self) -> None:
         async for volumes in self.api.lines("/volumes/tail"):
@@ -140,6 +150,11 @@ class Volumes(Page):
         ]  # fmt: skip
 
     def _progress(self, volume: dict[str, Any]) -> Node | None:
+        far = self.far.get(volume["id"])
+        if far is not None:
+            said = f"{text.size(far['done'])} of {text.size(far['total'])}"
+            name = far["what"].capitalize()
+            return parts.progress(name, far["done"], far["total"] or None, said)
         done = self.workflows.get(volume["id"])
         if not done or not volume["busy"]:
             return None
