@@ -79,6 +79,7 @@ class RpcServer(Service):
             else:
                 self.port = self._server.add_insecure_port(address)
         except RuntimeError:
+            await self._server.stop(0)  # one that nobody stops keeps the process from ending
             raise LeaseholdError(
                 "port_in_use",
                 f"{self.name} cannot listen on {address}; is something else there?",

@@ -155,6 +155,9 @@ class Script:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KILLED_S):
                         await process.wait()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await process.stdin.wait_closed()
         if status:
             raise _failed(f"ended with status {status}", self._path)
         return output
