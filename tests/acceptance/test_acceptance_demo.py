@@ -28,8 +28,8 @@ PATH = [
 ]
 
 
-def traces() -> set[str]:
-    """What a provider could leave on a machine: interfaces, packet filters, mounts, groups."""
+def traces(device: str, folder: str) -> set[str]:
+    """What a demo could leave on a machine: its interface, packet filters, mounts, groups."""
     links = json.loads(
         subprocess.run(["ip", "-j", "link"], capture_output=True, check=True, text=True).stdout
     )
@@ -37,17 +37,16 @@ def traces() -> set[str]:
         ["nft", "list", "tables"], capture_output=True, check=False, text=True
     ).stdout
     mounts = Path("/proc/self/mountinfo").read_text()
-    groups = Path("/sys/fs/cgroup").rglob("leasehold-demo-*")
+    groups = Path("/sys/fs/cgroup").rglob(folder)
     return {
-        *(f"link {link['ifname']}" for link in links if link["ifname"].startswith("lh")),
-        *(f"rules {line}" for line in tables.splitlines() if "leasehold" in line),
-        *(f"mount {line.split()[4]}" for line in mounts.splitlines() if "leasehold-demo" in line),
+        *(f"link {link['ifname']}" for link in links if link["ifname"] == device),
+        *(f"rules {line}" for line in tables.splitlines() if device in line),
+        *(f"mount {line.split()[4]}" for line in mounts.splitlines() if folder in line),
         *(f"group {group}" for group in groups),
     }
 
 
 def test_demo_once_does_every_step_and_leaves_nothing():
-    before = traces()
     done = subprocess.run(
         [sys.executable, "-m", "leasehold", "demo", "--once", "--json"],
         capture_output=True,
@@ -62,4 +61,5 @@ def test_demo_once_does_every_step_and_leaves_nothing():
     assert [name for name in sorted(times, key=lambda n: times[n]) if name in PATH] == PATH
     assert result["answer"] == "hello from your lease, start number 1"
     assert result["left"] == []
-    assert traces() <= before
+    removed = dict(what.rsplit(" ", 1) for what in result["removed"] if " " in what)
+    assert traces(removed["network"], Path(removed["folder"]).name) == set()

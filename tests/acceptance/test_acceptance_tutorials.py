@@ -6,6 +6,7 @@ go on until the page is done.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,13 +83,17 @@ class Reader:
             )
         return log
 
-    def close(self) -> None:
-        self.shell.kill()
-        self.shell.communicate()
+    def interrupt(self) -> None:
+        """Ctrl-C in the other terminals."""
         for process in self.beside:
             process.send_signal(signal.SIGINT)
         for process in self.beside:
             process.wait(timeout=90)
+
+    def close(self) -> None:
+        self.shell.kill()
+        self.shell.communicate()
+        self.interrupt()
 
 
 @pytest.fixture
@@ -139,29 +145,24 @@ def test_an_operator_follows_the_tutorial(folder: Path):
     said = []
     try:
         for title, code in reader.blocks:
-            if title:
+            if code.strip() == "Ctrl-C":
+                reader.interrupt()
+            elif title:
                 (state / "run.json").unlink(missing_ok=True)
                 reader.start(code)
-                wait(lambda: (state / "run.json").exists(), "the provider is ready")
+                wait(lambda: ready(state), "the provider is ready")
             else:
                 said.append(reader.type(code))
-        clear(state)
     finally:
         reader.close()
     assert "running as root" in "".join(said)
+    assert not state.exists(), "clear --purge leaves nothing"
     shutil.rmtree(folder / "own-home", ignore_errors=True)
 
 
-def clear(state: Path) -> None:
-    """What the page leaves running on purpose (ingress, keeper) goes with the test."""
-    import json
-
-    import httpx
-
-    response = httpx.post(
-        json.loads((state / "run.json").read_text())["gateway"] + "/v1/node/clear",
-        headers={"Authorization": f"Bearer {(state / 'operator.token').read_text().strip()}"},
-        timeout=60.0,
-        trust_env=False,
-    )
-    assert response.is_success, response.text
+def ready(state: Path) -> bool:
+    """Also the packages of the node, which a reader gives the second they need."""
+    if not (state / "run.json").exists():
+        return False
+    ops = json.loads((state / "run.json").read_text())["ops"]
+    return httpx.get(f"{ops}/readyz", trust_env=False).is_success

@@ -178,7 +178,47 @@ def drain(
         return
     for lease in closed["closed"]:
         print(f"closed {lease}")
-    print(f"{len(closed['closed'])} leases closed; nothing new is taken")
+    print(f"{_leases(len(closed['closed']))} closed; nothing new is taken")
+
+
+@app.command()
+def clear(
+    purge: bool = typer.Option(False, help="Delete the state folder, too: keys, log, volumes."),
+    yes: bool = YES,
+    state: Path = STATE,
+    config: Path = typer.Option(None, help="Settings file; default leasehold.toml in the folder."),
+    as_json: bool = JSON,
+) -> None:
+    """End everything that a stopped provider left running on this machine.
+
+    Workloads, ingress, networks and services of the node go. Leases are not closed by it: that is
+    ``drain``, before the provider is stopped. Without ``--purge`` the next ``up`` brings back what
+    is wanted. Exit code 1 when something is left.
+    """
+    import asyncio
+
+    from leasehold.app.clearing import clear as clear_machine
+    from leasehold.app.settings import read
+    from leasehold.cli.confirm import confirm
+    from leasehold.cli.state import print_json, state_folder
+    from leasehold.core import logs
+
+    folder = state_folder(state)
+    lost = ", and delete that folder with the tenants' volumes in it" if purge else ""
+    confirm(f"End everything that runs from {folder}{lost}?", yes=yes, as_json=as_json)
+    logs.configure("error", json=False)
+    settings = read(folder, file=config).values
+    cleared = asyncio.run(clear_machine(folder, settings, purge=purge))
+    if as_json:
+        print_json(cleared)
+    else:
+        for what in cleared.removed or ["nothing: nothing ran"]:
+            print(f"removed {what}")
+        for what in cleared.left:
+            print(f"left behind {what}")
+        if cleared.open_leases and not purge:
+            print(f"{_leases(len(cleared.open_leases))} still open: the next `up` goes on")
+    raise typer.Exit(1 if cleared.left else 0)
 
 
 @app.command()
@@ -229,6 +269,10 @@ async def _selftest(found: Any, image: str, account: str, state: Path, *, quiet:
 
         key = tenant_key(account) if account else None
         return await SelfTest(found, ask, image=image, key=key, tell=tell).run()
+
+
+def _leases(count: int) -> str:
+    return "1 lease is" if count == 1 else f"{count or 'no'} leases are"
 
 
 def _operate(method: str, path: str, state: Path, body: Any = None) -> Any:

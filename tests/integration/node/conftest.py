@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from leasehold.app.demo import debris
+from leasehold.app import debris
 from leasehold.app.demo.image import build
 from leasehold.cli.client import operator
 from leasehold.node.cgroups import key_of
@@ -193,7 +193,7 @@ def live(registry: RunningRegistry) -> Iterator[Live]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        left = debris.find(state, mark) + _groups(state / "node")
+        left = debris.find(state, mark=mark) + _groups(state / "node")
         shutil.rmtree(state)
     assert not left, left
 

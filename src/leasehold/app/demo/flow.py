@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import msgspec
 
+from leasehold.app import debris
 from leasehold.app.accounts import Accounts
-from leasehold.app.demo import debris
 from leasehold.app.demo.image import build
 from leasehold.app.demo.registry import PORT, Registry
 from leasehold.app.running import Running
@@ -282,9 +282,12 @@ class Demo(Service):
         # A provider that was started by hand is not our child: it, and the shell or sudo around it,
         # may take a moment to be gone.
         deadline = self.clock.monotonic() + GONE_PROCESSES_WAIT
-        while (left := debris.find(self.folder, self.mark)) and self.clock.monotonic() < deadline:
+        while (left := self._debris()) and self.clock.monotonic() < deadline:
             await self.clock.sleep(0.1)
         return left
+
+    def _debris(self) -> list[str]:
+        return debris.find(self.folder, self.folder / "provider", mark=self.mark)
 
     def _remove_folder(self) -> None:
         # The volume of the closed lease is kept, frozen, until its retention ends; not here.

@@ -143,8 +143,8 @@ class KeeperClient(Service):
         if hello["version"] != PROTOCOL:
             raise LeaseholdError(
                 "keeper_version",
-                "the running keeper belongs to another version; stop it with "
-                "`leasehold provider drain` or start the version it belongs to",
+                "the running keeper belongs to another version; start that version, or end it with "
+                "that version's `leasehold provider clear`",
                 kind=Kind.CONFLICT,
                 expected=PROTOCOL,
                 got=hello["version"],

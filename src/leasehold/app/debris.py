@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+from leasehold.deploy.net.node import device_of
 
-def find(folder: Path, mark: str) -> list[str]:
+
+def find(folder: Path, state: Path | None = None, *, mark: str = "") -> list[str]:
     """Processes, mounts, control groups, links and packet filters that belong to ``folder``.
 
-    ``mark`` is the name its control groups carry.
+    ``state`` is the provider's state folder, if not ``folder`` itself. Control groups are looked
+    for by their name ``mark``, if it is one that nobody else on this machine has.
     """
+    device = device_of((state or folder) / "deploy" / "keeper")
     return [
         *_processes(folder),
         *_mounts(folder),
-        *_control_groups(mark),
-        *_packet_filters(mark),
+        *(_control_groups(mark) if mark else ()),
+        *_links(device),
+        *_packet_filters(device),
     ]
 
 
 def _processes(folder: Path) -> list[str]:
     found = []
-    ours = _ancestry()
+    ours, named = _ancestry(), re.compile(re.escape(str(folder)) + r"(?![^/\s])")
     for process in Path("/proc").glob("[0-9]*"):
         if process.name in ours:
             continue  # `--folder` names them, too
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             where = str((process / "cwd").readlink())
-            if str(folder) in words or where.startswith(str(folder)):
+            if named.search(words) or named.match(where):
                 found.append(f"process {process.name}: {words.strip()[:80]}")
     return found
 
@@ -51,7 +57,7 @@ def _ancestry() -> set[str]:
 
 def _mounts(folder: Path) -> list[str]:
     points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return [f"mount {point}" for point in points if point.startswith(str(folder))]
+    return [f"mount {point}" for point in points if Path(point).is_relative_to(folder)]
 
 
 def _control_groups(mark: str) -> list[str]:
@@ -60,11 +66,15 @@ def _control_groups(mark: str) -> list[str]:
     return [f"control group {path}" for path in found]
 
 
-def _packet_filters(mark: str) -> list[str]:
+def _links(device: str) -> list[str]:
+    return [f"link {device}"] if Path("/sys/class/net", device).exists() else []
+
+
+def _packet_filters(device: str) -> list[str]:
     program = shutil.which("nft")
     if program is None:
         return []
     listed = subprocess.run(
         [program, "list", "tables"], capture_output=True, text=True, check=False
     )
-    return [f"packet filter {line}" for line in listed.stdout.splitlines() if mark in line]
+    return [f"packet filter {line}" for line in listed.stdout.splitlines() if device in line]
