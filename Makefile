@@ -20,7 +20,7 @@ test: dev       ## unit, integration, acceptance and regression tests
 test-kubernetes: ## the Kubernetes driver and chart, on a real control plane (built once, cached)
 	@scripts/setup --kubernetes
 	@scripts/kubernetes/build >/dev/null
-	@$(PYTEST) -m kubernetes -s --durations=5 tests/integration/kubernetes tests/integration/images
+	@$(PYTHON) -m pytest -v -rP -n 2 --dist loadfile --durations=5 -m kubernetes tests/integration/kubernetes
 
 lint: dev       ## style, types and the rules on who may import whom
 	@.venv/bin/ruff check .

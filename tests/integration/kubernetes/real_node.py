@@ -217,7 +217,7 @@ class RealNode:
     def _end_containers(self) -> None:
         """Everything in the node's control groups."""
         for _ in range(100):
-            found = []
+            found: list[int] = []
             for top in Path("/sys/fs/cgroup").glob(f"*/{self.id}"):
                 for folder, _, _ in os.walk(top):
                     with contextlib.suppress(OSError):  # It ends while we look.

@@ -1,10 +1,17 @@
-"""The Helm chart: what it renders is accepted by the API server, and its rights are enough and no
-more than that."""
+"""The Helm chart: installed, upgraded and removed on a real API server; what its pods are told is
+understood; its rights are enough and no more than that.
+
+Its pods are played. That the image's recipe has all it needs is tried without a container.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,7 @@ from conftest_kubernetes import Place, eventually, group, service
 from control_plane import ROOT, programs
 
 from leasehold.app.settings import Settings
+from leasehold.cli.frame import run
 from leasehold.core.settings import load
 from leasehold.deploy.kubernetes.doctor import RIGHTS, examine
 
@@ -22,12 +30,21 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(120)]
 
 CHART = ROOT / "deploy/helm/leasehold"
 
+ALL = (
+    "--set", "images.enabled=true,provider.tlsSecret=tls,provider.storage.className=by-hand",
+    "--set", "index.enabled=true,index.secret=index,index.settings.index.slice=30",
+    "--set", "index.workers[0].name=hub,index.workers[0].chainId=hub-4",
+    "--set", "index.workers[0].rpc=https://node.example:443",
+)  # fmt: skip
+"""Every part of it."""
+
 PLURALS = {
     "ConfigMap": "api/v1/namespaces/{}/configmaps",
     "PersistentVolumeClaim": "api/v1/namespaces/{}/persistentvolumeclaims",
     "ServiceAccount": "api/v1/namespaces/{}/serviceaccounts",
     "Service": "api/v1/namespaces/{}/services",
     "Deployment": "apis/apps/v1/namespaces/{}/deployments",
+    "StatefulSet": "apis/apps/v1/namespaces/{}/statefulsets",
     "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
     "Role": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles",
     "RoleBinding": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
@@ -71,10 +88,8 @@ async def make_namespace(place: Place, name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        (),
-        ("--set", "images.enabled=true,provider.tlsSecret=tls,provider.storage.className=fast"),
-    ],
+    [(), ALL, (*ALL, "--set", "provider.enabled=false,images.enabled=false")],
+    ids=["provider", "all", "index"],
 )
 async def test_the_chart_is_accepted_by_the_api_server(
     cluster: Place, options: tuple[str, ...]
@@ -82,11 +97,142 @@ async def test_the_chart_is_accepted_by_the_api_server(
     assert "0 chart(s) failed" in helm("lint", str(CHART), "--strict", *options)
     await make_namespace(cluster, "market")
     found = rendered(*options)
-    kinds = {item["kind"] for item in found}
-    assert {"Deployment", "ClusterRole", "ValidatingAdmissionPolicy"} <= kinds
-    assert ("DaemonSet" in kinds) == bool(options)
+    assert ("DaemonSet" in {item["kind"] for item in found}) == (options == ALL)
     for item in found:
         await put(cluster, item, "market", dry=True)
+
+
+async def test_it_is_installed_upgraded_and_removed(cluster: Place) -> None:
+    namespace = f"lh-{cluster.address[-6:]}"
+    spec = {
+        "capacity": {"storage": "10Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "by-hand",
+        "hostPath": {"path": f"/tmp/{namespace}"},
+    }
+    volume = {"metadata": {"name": namespace}, "spec": spec}
+    (await cluster.api.raw.post("api/v1/persistentvolumes", json=volume)).raise_for_status()
+
+    async def do(*words: str) -> None:
+        kubeconfig = str(cluster.plane.kubeconfig("admin"))
+        await asyncio.to_thread(
+            helm, *words, "--kubeconfig", kubeconfig, "--namespace", namespace,
+            "--wait", "--timeout", "50s",
+        )  # fmt: skip
+
+    async def pods() -> dict[str, str]:
+        """Part by name."""
+        found, _ = await cluster.api.list("Pod", namespace)
+        return {
+            pod["metadata"]["name"]: pod["metadata"]["labels"]["app.kubernetes.io/name"]
+            for pod in found
+            if not pod["metadata"].get("deletionTimestamp")
+        }
+
+    try:
+        played = ("--set", "image.repository=ok,image.tag=1")
+        await do("install", "lh", str(CHART), "--create-namespace", *ALL, *played)
+        before = await pods()
+        assert sorted(before.values()) == [
+            "leasehold", "leasehold-images", *["leasehold-index"] * 6,
+        ]  # fmt: skip
+        assert {"lh-manager-0", "lh-manager-1"} <= set(before)
+        # Every service leads somewhere.
+        url = f"apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        slices = (await cluster.api.raw.get(url)).json()["items"]
+        leads = {s["metadata"]["labels"]["kubernetes.io/service-name"] for s in slices
+                 if s.get("endpoints")}  # fmt: skip
+        assert leads == {"lh", "lh-index", "lh-manager", "lh-scheduler"}
+
+        # Other settings of the index: the index starts anew, nothing else does.
+        slower = ("--set", "index.settings.index.slice=20")
+        await do("upgrade", "lh", str(CHART), *ALL, *played, *slower)
+        after = await pods()
+        kept = {name for name, part in before.items() if part != "leasehold-index"}
+        assert kept < set(after)
+        assert set(before) & set(after) == {*kept, "lh-manager-0", "lh-manager-1"}
+
+        await do("uninstall", "lh")
+        url = f"api/v1/namespaces/{namespace}/persistentvolumeclaims"
+        claims = (await cluster.api.raw.get(url)).json()["items"]
+        assert [claim["metadata"]["name"] for claim in claims] == ["lh"], "the provider's keys"
+    finally:
+        await cluster.api.delete("Namespace", namespace)
+        await cluster.api.raw.delete(f"api/v1/persistentvolumes/{namespace}")
+
+
+def test_its_pods_are_told_what_they_understand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each role of the index is started as its pod would start it, up to where it would serve."""
+    roles: list[tuple[str, Settings]] = []
+    monkeypatch.setattr(
+        "leasehold.app.roles.serve", lambda r, s: roles.append((type(r).__name__, s))
+    )
+    for item in rendered(*ALL):
+        if item["metadata"]["labels"].get("app.kubernetes.io/name") != "leasehold-index":
+            continue
+        spec = item["spec"]["template"]["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        (container,) = spec["containers"]
+        (settings,) = (i for i in rendered(*ALL) if i["metadata"]["name"] == "lh-index"
+                       and i["kind"] == "ConfigMap")  # fmt: skip
+        file = tmp_path / "leasehold.toml"
+        file.write_text(settings["data"]["leasehold.toml"])
+        secrets = {"index": "postgresql+asyncpg://db/index", "token": "t", "user": "u",
+                   "schedule": "postgresql+asyncpg://db/schedule", "password": "p"}  # fmt: skip
+        given = {"status.podIP": "10.1.2.3", **secrets}
+        with monkeypatch.context() as environ:
+            for entry in container["env"]:
+                source = entry.get("valueFrom", {})
+                asked = source.get("secretKeyRef", {}).get("key") or source.get("fieldRef", {}).get(
+                    "fieldPath"
+                )
+                environ.setenv(entry["name"], given[asked] if asked else entry["value"])
+            args = [
+                a.replace("$(POD_IP)", "10.1.2.3")
+                .replace("=/state", f"={tmp_path}")
+                .replace("=/settings/leasehold.toml", f"={file}")
+                for a in container["args"]
+            ]
+            assert run(args) == 0
+    found = dict(roles)
+    assert set(found) == {"ManagerRole", "WorkerRole", "SchedulerRole"}
+    manager, worker = found["ManagerRole"], found["WorkerRole"]
+    managers = ("lh-manager-0.lh-manager:8085", "lh-manager-1.lh-manager:8085")
+    assert (manager.dispatch.manager_host, manager.dispatch.token) == ("0.0.0.0", "t")
+    assert manager.index.store == "postgresql+asyncpg://db/index"
+    assert manager.index.slice == 30
+    assert "10.0.0.0/8" in manager.dispatch.dial_allow
+    assert worker.dispatch.worker_address == "10.1.2.3:29300"
+    assert (worker.index.network, worker.index.chain_id) == ("cosmos", "hub-4")
+    assert worker.dispatch.managers == found["SchedulerRole"].schedule.managers == managers
+    assert found["SchedulerRole"].schedule.auth_password == "p"
+    assert {s.ops.host for s in found.values()} == {"0.0.0.0"}
+
+
+def test_the_image_s_recipe_copies_what_it_builds(tmp_path: Path) -> None:
+    """Its COPY lines in an empty folder, then the wheel it installs."""
+    recipe = (ROOT / "deploy/Dockerfile").read_text()
+    for line in recipe.splitlines():
+        word, *names = line.split()
+        if word == "COPY":
+            for name in names[:-1]:
+                target = tmp_path / names[-1] / (Path(name).name if names[-1] == "./" else "")
+                if (ROOT / name).is_dir():
+                    shutil.copytree(ROOT / name, target, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / name, target)
+    assert (tmp_path / "run.txt").exists()
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "made",
+         tmp_path],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "made").glob("*.whl")
+    assert {"leasehold/cli/__init__.py", "leasehold/app/demo/hello.yaml"} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
 
 
 def test_its_settings_are_settings(tmp_path: Path) -> None:

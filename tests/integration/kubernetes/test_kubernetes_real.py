@@ -288,7 +288,7 @@ async def test_what_the_driver_adds_to_what_the_cluster_takes(place: Place) -> N
     ours, by_hand = [], []
     async with place.provider() as provider:
         await eventually(lambda: provider.deploy.cluster.reachable)
-        for number in range(5):
+        for number in range(3):
             lease = place.lease_of(200 + number)
             began = time.monotonic()
             made = group(web("one", count=1, hosts=(f"h{number}.test",)))
