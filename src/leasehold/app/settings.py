@@ -34,11 +34,28 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format: Annotated[str, msgspec.Meta(description="json, text, or auto by terminal")] = "auto"
 
 
+class TraceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    endpoint: Annotated[
+        str,
+        msgspec.Meta(
+            description="OTLP/HTTP address of a collector, such as"
+            " http://127.0.0.1:4318/v1/traces; empty: no traces"
+        ),
+    ] = ""
+    queue: Annotated[
+        int, msgspec.Meta(description="spans that may wait to be sent; more are dropped", ge=64)
+    ] = 2048
+    timeout_s: Annotated[
+        float, msgspec.Meta(description="longest wait for the collector, seconds", gt=0, le=60)
+    ] = 10.0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set."""
 
     log: LogSettings = LogSettings()
     ops: OpsSettings = OpsSettings()
+    traces: TraceSettings = TraceSettings()
     events: EventsSettings = EventsSettings()
     observe: ObserveSettings = ObserveSettings()
     market: MarketSettings = MarketSettings()

@@ -25,6 +25,7 @@ from leasehold.app.folder import StateFolder
 from leasehold.app.image_node import images_node, in_fleet
 from leasehold.app.node import make_gate, make_node, signed_by, tell_of_peers
 from leasehold.app.settings import Settings
+from leasehold.app.traces import Traces
 from leasehold.app.workloads import DeployedWorkloads
 from leasehold.core.clock import Clock
 from leasehold.core.logs import get_logger
@@ -212,6 +213,8 @@ class Provider(Service):
             self.address, self.client, self.client, clock=self.clock, settings=settings.market
         )
         self.engine.register(funds.activity, kind=FundsActivity)
+        if settings.traces.endpoint:
+            await self._add(Traces(self.engine, self.address, settings.traces))
         await self._add(self.engine)
         # Its packages are deployed when everything else runs.
         self.node = await self._add(

@@ -15,6 +15,7 @@ from leasehold.core.errors import LeaseholdError, not_found
 from leasehold.events.event import Entity, Event, WillBlock
 from leasehold.events.log import Log
 from leasehold.model.market import LeaseId
+from leasehold.model.spans import trace_id
 
 PATH: tuple[tuple[str, str, str], ...] = (
     ("order.created", "order", "the market has not shown us the order; is the index running?"),
@@ -52,7 +53,8 @@ class Step(msgspec.Struct, frozen=True):
 
 class Timeline(msgspec.Struct, frozen=True):
     """``state`` is waiting, running, healthy, unhealthy, failed or closed; ``services`` are the
-    names of the newest manifest's."""
+    names of the newest manifest's. ``trace`` is its trace's id, 32 hex digits, whether
+    or not traces are collected."""
 
     lease: str
     state: str
@@ -60,6 +62,7 @@ class Timeline(msgspec.Struct, frozen=True):
     unmet: str = ""
     uris: list[str] = []
     services: list[str] = []
+    trace: str = ""
 
 
 async def timeline(log: Log, lease: LeaseId) -> Timeline:
@@ -82,7 +85,10 @@ async def timeline(log: Log, lease: LeaseId) -> Timeline:
         for event in events
     ]
     state, unmet = _state(events)
-    return Timeline(str(lease), state, steps, unmet, _uris(events), _services(events))
+    return Timeline(
+        str(lease), state, steps, unmet, _uris(events), _services(events),
+        f"{trace_id(lease):032x}",
+    )  # fmt: skip
 
 
 async def _events(log: Log, entity: Entity) -> list[Event]:
