@@ -6,6 +6,7 @@ first account is the default where no ``--as`` says otherwise.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -43,32 +44,31 @@ class Accounts:
 
     def key(self, name: str | None = None) -> tuple[str, Key]:
         """``(name, key)`` of the account ``name``, or of the first one."""
+        known = self.names()
+        if not known and name is None:
+            raise LeaseholdError(
+                "no_account",
+                "there is no account yet; make one with: leasehold account new NAME",
+                kind=Kind.NOT_FOUND,
+            )
         if name is None:
-            known = self.names()
-            if not known:
-                raise LeaseholdError(
-                    "no_account",
-                    "there is no account yet; make one with: leasehold account new NAME",
-                    kind=Kind.NOT_FOUND,
-                )
             name = known[0]
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+            raise LeaseholdError(
+                "unknown_account",
+                f"no account {name!r} here; {hint}",
+                kind=Kind.NOT_FOUND,
+                got=name,
+            )
         return name, Key.load(self._file(name))
 
     def address(self, name: str) -> str:
         """The address ``name`` stands for; an address stands for itself."""
         if is_address(name):
             return name
-        try:
-            return self.key(name)[1].address
-        except LeaseholdError as error:
-            if error.code != "key_not_found":
-                raise
-            raise LeaseholdError(
-                "unknown_account",
-                f"no account {name!r} here; known: {', '.join(self.names()) or 'none'}",
-                kind=Kind.NOT_FOUND,
-                got=name,
-            ) from None
+        return self.key(name)[1].address
 
     def name_of(self, address: str) -> str:
         """The name of an address, or the address shortened, for people."""

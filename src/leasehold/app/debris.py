@@ -62,7 +62,7 @@ def _mounts(folder: Path) -> list[str]:
 
 def _control_groups(mark: str) -> list[str]:
     root = Path("/sys/fs/cgroup")
-    found = [*root.glob(f"{mark}*"), *root.glob(f"*/{mark}*")]
+    found = [*root.glob(mark), *root.glob(f"*/{mark}")]
     return [f"control group {path}" for path in found]
 
 

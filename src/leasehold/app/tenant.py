@@ -132,8 +132,8 @@ class Tenant:
             raise LeaseholdError(
                 "no_bids",
                 f"nobody bid on {id} within {BID_WAIT:g} s: too large, priced too low, or asking "
-                "for attributes no provider here has; the order stays open until you close "
-                f"deployment {id.dseq}",
+                "for attributes no provider here has; the order stays open until "
+                f"`leasehold deployment close {id.dseq}`",
                 kind=Kind.TIMEOUT,
                 got=str(id),
             ) from None

@@ -116,7 +116,8 @@ class _Screen:
         found = demo.running()
         if found is None:
             return
-        leasehold = f"{sys.executable} -m leasehold"
+        typed = Path(sys.argv[0])
+        leasehold = typed if typed.name == "leasehold" else f"{sys.executable} -m leasehold"
         state = demo.folder / "provider"
         self.line()
         self.line("try it:")

@@ -117,11 +117,12 @@ def show(error: LeaseholdError, *, as_json: bool) -> None:
     def paint(text: str, style: str) -> str:
         return screen.paint(text, style, stream=sys.stderr)
 
+    listed = error.violations[1:] if len(error.violations) > 1 else ()
+    first = f"{error.violations[0].path}: " if listed and error.violations[0].path else ""
     print(
-        f"{paint('error', 'red')}: {error.message} {paint(f'[{error.code}]', 'dim')}",
+        f"{paint('error', 'red')}: {first}{error.message} {paint(f'[{error.code}]', 'dim')}",
         file=sys.stderr,
     )
-    listed = error.violations[1:] if len(error.violations) > 1 else ()
     for violation in listed:
         where = f"{violation.path}: " if violation.path else ""
         print(f"       {where}{violation.message}", file=sys.stderr)

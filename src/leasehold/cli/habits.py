@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from leasehold.cli import tables
 from leasehold.core.errors import Kind, LeaseholdError
@@ -25,6 +26,9 @@ LOOKS = {"ls", "status", "show", "list", "tasks", "history", "workers", "catalog
 
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 """Cursor home, erase the screen and what scrolled out of it."""
+
+LINE = 200
+"""Characters a command may take to say in a list what it does."""
 
 
 class Output(enum.StrEnum):
@@ -48,6 +52,21 @@ def _watch(
 ) -> None: ...
 
 
+class Group(TyperGroup):
+    """Its help tells the first sentence of each command whole, in as many lines as it takes."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, c.get_short_help_str(limit=LINE))
+                    for name, c in commands
+                    if c and not c.hidden
+                ]
+            )
+
+
 def load(app: typer.Typer) -> Any:
     """The command of ``app`` with all habits."""
     _plain(app)
@@ -59,6 +78,7 @@ def load(app: typer.Typer) -> Any:
 def _plain(app: typer.Typer) -> None:
     app._add_completion = False
     app.rich_markup_mode = None
+    app.info.cls = Group
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _plain(group.typer_instance)

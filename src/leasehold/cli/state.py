@@ -44,6 +44,8 @@ def running(state: Path | None = None) -> Running:
         found = msgspec.json.decode(file.read_bytes(), type=Running)
         with contextlib.suppress(PermissionError):  # it lives, and is another user's
             os.kill(found.pid, 0)
+        if _ended(found.pid):
+            raise ProcessLookupError(found.pid)
     except (OSError, msgspec.MsgspecError):
         raise LeaseholdError(
             "not_up",
@@ -52,6 +54,13 @@ def running(state: Path | None = None) -> Running:
             path=str(file),
         ) from None
     return found
+
+
+def _ended(pid: int) -> bool:
+    """Whether it is dead already and only waits for its parent to hear of it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
 
 
 def print_json(value: Any) -> None:

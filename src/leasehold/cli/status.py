@@ -7,6 +7,7 @@ shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ STUCK = ("failed", "unhealthy")
 
 NEEDS_SOMEBODY = ("parked", "paused")
 """States of an activity that nothing but an operator ends."""
+
+ADDRESS = re.compile(r"\bakash1[0-9a-z]{38}\b")
 
 
 @app.command()
@@ -78,6 +81,9 @@ def collect(state: Path | None) -> dict[str, Any]:
     behind = found["market"].get("behind")
     if behind is not None and behind > LAG_BLOCKS:
         alerts.append({"about": "index", "cause": f"{behind} blocks behind the market"})
+    if version is None:
+        found["alerts"] = alerts
+        return found  # Nothing of what follows would answer.
     try:
         with operator(state) as api:
             found["leases"] = part("leases", lambda: _leases(api.get("/v1/leases"), alerts))
@@ -164,6 +170,7 @@ def _parked(tasks: list[dict[str, Any]], alerts: list[dict[str, str]]) -> None:
 
 def _print(found: dict[str, Any]) -> None:
     from leasehold.cli import screen
+    from leasehold.cli.market import Names
     from leasehold.cli.tables import table
 
     here, market = found["provider"], found["market"]
@@ -201,9 +208,13 @@ def _print(found: dict[str, Any]) -> None:
     print()
     if not found["alerts"]:
         print(screen.paint("no alerts", "green"))
+    names = Names()
+    about: dict[str, list[str]] = {}
     for alert in found["alerts"]:
-        cause = screen.printable(alert["cause"])[:200]
-        print(f"{screen.paint('alert', 'red')}  {alert['about']}: {cause}")
+        what = ADDRESS.sub(lambda address: names.address(address[0]), alert["about"])
+        about.setdefault(screen.printable(alert["cause"])[:200], []).append(what)
+    for cause, parts in about.items():
+        print(f"{screen.paint('alert', 'red')}  {', '.join(parts)}: {cause}")
 
 
 def _bar(each: dict[str, int], cells: int = 12) -> str:

@@ -189,7 +189,8 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 def _unknown(path: str, known: Mapping[str, Setting], source: str) -> Violation:
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    near = difflib.get_close_matches(path, [*known, *sections], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return Violation(
         "unknown_setting",

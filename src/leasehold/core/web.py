@@ -63,7 +63,7 @@ class HttpServer(Service):
         self.resources.callback(sock.close)
         config = uvicorn.Config(
             self.app,
-            log_level="warning",
+            log_level="error",  # below that it tells of peers who do not speak HTTP
             access_log=False,
             interface="asgi3",
             lifespan=self.options.pop("lifespan", "off"),

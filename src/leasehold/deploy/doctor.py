@@ -80,7 +80,8 @@ def _needed(settings: DeploySettings) -> Iterator[Check]:
     yield _cgroups()
     if settings.user_namespace:
         yield _kernel()
-        yield _user_namespaces(settings)
+        if os.geteuid() == 0:
+            yield _user_namespaces(settings)
 
 
 def _root(settings: DeploySettings) -> Check:

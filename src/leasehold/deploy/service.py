@@ -325,7 +325,11 @@ class DeployService(Deployments):
         mine = await self.runtime.replicas(lease)
         named = [r for r in mine if r.service == service]
         if not named:
-            raise not_found("service", service) if mine else not_found("lease", str(lease))
+            raise (
+                not_found("service", service)
+                if mine
+                else not_found("running replica of lease", str(lease))
+            )
         running = [r for r in named if r.number == replica and r.state is ReplicaState.RUNNING]
         if not running:
             raise not_found("running replica", f"{service}-{replica}")

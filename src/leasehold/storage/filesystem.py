@@ -97,7 +97,7 @@ class FileStorage(Moves, Tiers):
                     raise Strong(
                         LeaseholdError(
                             "host_path_taken",
-                            f"{files} exists and is not empty; move it away to use this path",
+                            f"files of somebody else are in its place; move them away: {files}",
                             kind=Kind.CONFLICT,
                             got=str(files),
                         )

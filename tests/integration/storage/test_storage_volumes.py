@@ -202,7 +202,7 @@ async def test_a_host_path_already_taken_is_a_stored_error_of_that_volume_alone(
     evil = root / "local" / "files" / "leases" / "acme" / "2"
     evil.symlink_to("/etc")
     async with provider(root) as volumes:
-        with pytest.raises(LeaseholdError, match="exists and is"):
+        with pytest.raises(LeaseholdError, match="move them away"):
             await volumes.ensure("acme", 1, "web", "data", 1 << 20)
         with pytest.raises(LeaseholdError, match="cannot hold a volume"):
             await volumes.ensure("acme", 2, "web", "data", 1 << 20)

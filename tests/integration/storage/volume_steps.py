@@ -9,6 +9,7 @@ and must find the change done, the volume whole and in one place. Ends when a fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -102,8 +103,10 @@ async def whole(volumes: Volumes, repo: str, action: str) -> None:
     path = NEW if action == "move" else OLD
     assert (state.tier, state.path, state.error) == (AFTER[action], path, ""), state
     layout = volumes.storage.layout
+    places: list[Path] = []
     for _ in range(200):  # what is deleted afterwards
-        places = [p for p in layout.files.glob("*/*/*/*/*") if p.is_dir()]
+        with contextlib.suppress(FileNotFoundError):  # just now
+            places = [p for p in layout.files.glob("*/*/*/*/*") if p.is_dir()]
         if len(places) == 1 and not list(layout.staging.glob("gone.*")):
             break
         await asyncio.sleep(0.02)

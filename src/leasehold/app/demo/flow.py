@@ -33,6 +33,8 @@ from leasehold.core.clock import Clock, SystemClock
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.core.service import Service
 from leasehold.core.web import bind
+from leasehold.deploy.doctor import require
+from leasehold.deploy.settings import DeploySettings
 from leasehold.market.accounts import Key
 from leasehold.model import sdl
 from leasehold.model.market import LeaseId
@@ -110,6 +112,12 @@ class Demo(Service):
         clock: Clock | None = None,
     ) -> None:
         super().__init__("demo", clock=clock or SystemClock())
+        require(DeploySettings())
+        if folder is not None and any(folder.iterdir()):
+            # All of it is deleted at the end.
+            raise LeaseholdError(
+                "folder_not_empty", f"{folder} is not empty; name a new folder", got=folder
+            )
         self.example = example
         self.folder = folder or Path(tempfile.mkdtemp(prefix="leasehold-demo-", dir="/var/tmp"))
         self.mark = self.folder.name.replace("_", "-").lower()

@@ -25,6 +25,7 @@ data=${DATA:-/data}
 mkdir -p $data/www
 echo "start $(date +%s)" >> $data/starts
 echo "${GREETING:-hello}, start number $(wc -l < $data/starts)" > $data/www/index.html
+echo "listening on 8080, start number $(wc -l < $data/starts)"
 # As process 1 it must ask for SIGTERM to get it.
 trap 'kill $server; exit 0' TERM
 httpd -f -p 8080 -h $data/www &

@@ -313,7 +313,7 @@ class KubernetesService(Deployments):
         name = lease_name(lease)
         here = self.cluster.of("Pod", name)
         if not here:
-            raise not_found("lease", str(lease))
+            raise not_found("running replica of lease", str(lease))
         mine = pods.of_service(here, service)
         if not mine:
             raise not_found("service", service)

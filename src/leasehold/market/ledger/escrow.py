@@ -97,7 +97,7 @@ class Ledger:
         if held < units:
             raise LeaseholdError(
                 "insufficient_funds",
-                f"{address} has not enough {denom}",
+                f"{address} has {money.text(held)} {denom}, and {money.text(units)} are needed",
                 kind=Kind.CONFLICT,
                 expected=f"≥ {money.text(units)}",
                 got=money.text(held),
