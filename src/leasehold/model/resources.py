@@ -33,10 +33,10 @@ HTTP, PORT, LEASED_IP = 0, 1, 2
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 UNIT_LIMITS = {
-    "cpu": (10, 384_000, "thousandths of a core"),
-    "gpu": (0, 24, "units"),
-    "memory": (1 * MiB, 2 * TiB, "bytes"),
-    "storage": (5 * MiB, 32 * TiB, "bytes"),
+    "cpu": (10, 384_000),
+    "gpu": (0, 24),
+    "memory": (1 * MiB, 2 * TiB),
+    "storage": (5 * MiB, 32 * TiB),
 }
 """Least and most of each resource in one unit. Source: the market's deployment rules."""
 
@@ -297,15 +297,26 @@ def _check_unit(unit: ResourceUnit, path: str) -> Iterator[Violation]:
 
 
 def _within(name: str, value: int, path: str) -> Iterator[Violation]:
-    least, most, unit = UNIT_LIMITS[name]
+    least, most = UNIT_LIMITS[name]
     if not least <= value <= most:
         yield Violation(
             f"{name}_out_of_range",
-            f"{name} of a unit is between {least} and {most} {unit}",
+            f"{name} of a unit is between {_shown(name, least)} and {_shown(name, most)}",
             path,
-            f"{least}..{most}",
-            str(value),
+            f"{_shown(name, least)}..{_shown(name, most)}",
+            _shown(name, value),
         )
+
+
+def _shown(name: str, value: int) -> str:
+    """As it is written in an SDL: ``100m``, ``512Mi``."""
+    if name == "cpu":
+        return f"{value}m" if value % 1000 else str(value // 1000)
+    if name != "gpu":
+        for suffix, size in (("Ti", TiB), ("Gi", GiB), ("Mi", MiB), ("Ki", KiB)):
+            if value and not value % size:
+                return f"{value // size}{suffix}"
+    return str(value)
 
 
 def _check_attributes(attributes: list[Attribute] | None, path: str) -> Iterator[Violation]:
@@ -314,7 +325,8 @@ def _check_attributes(attributes: list[Attribute] | None, path: str) -> Iterator
         if not ATTRIBUTE_KEY.match(attribute.key):
             yield Violation(
                 "attribute_key",
-                "an attribute key is 2 to 128 letters, digits, _ / . - and starts with a letter",
+                f"{attribute.key[:130]!r} is no attribute key: 2 to 128 letters, digits, _ / . -, "
+                "the first a letter",
                 f"{path}[{at}].key",
                 got=attribute.key,
             )
@@ -336,8 +348,8 @@ def _check_total(group: GroupSpec, path: str) -> Iterator[Violation]:
                 f"{name}_total_out_of_range",
                 f"{name} of group {group.name!r} adds up to more than the market allows",
                 path,
-                f"≤ {most}",
-                str(value),
+                f"≤ {_shown(name, most)}",
+                _shown(name, value),
             )
 
 

@@ -24,6 +24,11 @@ MAX_SERVICES = 256
 """Services of one group."""
 
 
+def is_env_name(name: str) -> bool:
+    """What may stand before the ``=`` of an environment variable."""
+    return ENV_NAME.match(name) is not None and not name.startswith("..") and name != "."
+
+
 def violations(manifest: Manifest) -> list[Violation]:
     """Everything wrong with the shape of ``manifest``; empty when it may go on."""
     return list(_check(manifest))
@@ -127,7 +132,7 @@ def _check_service(
     yield from _check_resources(service, f"{path}.resources")
     for at, entry in enumerate(service.env or ()):
         name = entry.partition("=")[0]
-        if not ENV_NAME.match(name) or name.startswith("..") or name == ".":
+        if not is_env_name(name):
             yield Violation(
                 "env_name",
                 f"{name[:100]!r} cannot be the name of an environment variable",

@@ -90,39 +90,64 @@ def _read(text: str) -> tuple[SDL | None, list[Violation]]:
         return None, [Violation("sdl_empty", "the file is empty", expected="an SDL", line=1)]
     spec = document.read(At(notes, node, ""))
     checks.check(spec)
-    if notes.violations:
-        return None, sorted(notes.violations, key=lambda v: (v.line or 0, v.column or 0))
-    sdl = SDL(spec)
+    sdl = SDL(checks.resolved(spec))
     _check_built(sdl, spec)
-    return sdl, notes.violations
+    found = sorted(notes.violations, key=lambda v: (v.line or 0, v.column or 0))
+    return None if found else sdl, found
 
 
 def _check_built(sdl: SDL, spec: Spec) -> None:
-    """The market's limits and the manifest's rules, noted at the place that causes them."""
-    for violation in check_groups(sdl.groups()):
-        _locate(violation, spec, _place_of_group(violation.path, sdl, spec))
-    for violation in shape.violations(sdl.manifest()):
-        _locate(violation, spec, _place_of_service(violation.path, sdl, spec))
+    """The market's limits and the manifest's rules, noted at the place that causes them.
+
+    Unless something is wrong there already, of which this would be the consequence.
+    """
+    if not sdl.groups():
+        return
+    found = [
+        *((_place_of_group(each.path, sdl, spec), each) for each in check_groups(sdl.groups())),
+        *(
+            (_place_of_service(each.path, sdl, spec), each)
+            for each in shape.violations(sdl.manifest())
+            if each.code != "resource_missing"
+        ),
+    ]
+    whole = spec.services_at or spec.at
+    placed = sdl._spec.deployment
+    all_said = whole.said or not all(placed.get(name) for name in spec.deployed_at)
+    first = [(at or whole, each) for at, each in found if not (at.said if at else all_said)]
+    for at, each in first:
+        at.fail(each.code, each.message, each.expected, each.got)
 
 
-def _locate(violation: Violation, spec: Spec, at: At | None) -> None:
-    (at or spec.at).fail(violation.code, violation.message, violation.expected, violation.got)
+_IN_GROUP = re.compile(
+    r"groups\[(\d+)\](?:\.resources\[(\d+)\]"
+    r"\.(?:(price|count)|resource\.(\w+)(?:\[(\d+)\])?))?"
+)
 
 
 def _place_of_group(path: str, sdl: SDL, spec: Spec) -> At | None:
-    match = re.match(r"groups\[(\d+)\](?:\.resources\[(\d+)\](\.price)?)?", path)
+    match = _IN_GROUP.match(path)
     if match is None:
-        return None
+        # All groups together: their coins differ, or one could not be read.
+        prices = [at for place in spec.placements.values() for at in place.pricing_at.values()]
+        return next((at for at in prices if at.said), prices[0])
     group = sdl.groups()[int(match[1])]
-    place = spec.placements[group.name].at
-    if match[2] is None or match[3]:
-        return place
-    wanted = group.resources[int(match[2])].resource.id
-    for found in sdl.manifest():
-        for service in found.all_services:
-            if found.name == group.name and service.resources.id == wanted:
-                return spec.computes[spec.deployment[service.name][group.name].profile].at
-    return place
+    place = spec.placements[group.name]
+    if match[2] is None:
+        return place.at
+    unit = group.resources[int(match[2])].resource
+    profile = next(
+        spec.deployment[service.name][group.name].profile
+        for found in sdl.manifest()
+        for service in found.all_services
+        if found.name == group.name and service.resources.id == unit.id
+    )
+    compute = spec.computes[profile]
+    if match[3] == "price":
+        return place.pricing_at[profile]
+    if match[4] == "storage" and match[5]:
+        return compute.volume_at[unit.volumes[int(match[5])].name]
+    return compute.parts.get(match[4], compute.at)
 
 
 def _place_of_service(path: str, sdl: SDL, spec: Spec) -> At | None:

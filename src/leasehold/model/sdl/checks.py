@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import posixpath
 from collections.abc import Collection
+from dataclasses import replace
 
 from leasehold.model.sdl.nodes import At
 from leasehold.model.sdl.spec import Compute, Deployed, ServiceSpec, Spec
@@ -12,27 +13,42 @@ from leasehold.model.sdl.spec import Compute, Deployed, ServiceSpec, Spec
 
 def check(spec: Spec) -> None:
     """Note every reference that does not resolve and every rule between parts that is broken."""
-    for name, places in spec.deployment.items():
+    for name, at in spec.deployed_at.items():
         service = spec.services.get(name)
         if service is None:
-            first = next(iter(places.values()), None)
-            _unresolved(
-                first.at if first else spec.at, "service", name, spec.services, f"deployment.{name}"
-            )
-        for placement, deployed in places.items():
+            _unresolved(at.name, "service", name, spec.services)
+        for placement, deployed in spec.deployment.get(name, {}).items():
             _check_deployed(spec, service, placement, deployed)
     _check_exposes(spec)
+    _check_hosts(spec)
     _check_tee(spec)
 
 
-def _unresolved(at: At, what: str, name: str, known: Collection[str], path: str = "") -> None:
+def resolved(spec: Spec) -> Spec:
+    """As much of ``spec`` as can be built: without what leads nowhere."""
+    deployment = {
+        name: {
+            placement: deployed
+            for placement, deployed in places.items()
+            if deployed.profile in spec.computes
+            and placement in spec.placements
+            and deployed.profile in spec.placements[placement].pricing
+        }
+        for name, places in spec.deployment.items()
+        if name in spec.services
+    }
+    return replace(spec, deployment=deployment)
+
+
+def _unresolved(at: At, what: str, name: str, known: Collection[str], hint: str = "") -> None:
+    if not known and what != "endpoint" and at.document.violations:
+        return  # none could be read
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    place = At(at.document, at.node, path or at.path)
-    place.fail(
+    hint = hint or (f"did you mean {near[0]!r}?" if near else "")
+    at.fail(
         "unresolved",
-        f"there is no {what} {name!r}{hint}",
-        ", ".join(sorted(known)[:20]) or f"a {what}",
+        f"there is no {what} {name!r}" + (f"; {hint}" if hint else ""),
+        ", ".join(sorted(known)[:20]) or "none is declared",
         name,
     )
 
@@ -41,11 +57,18 @@ def _check_deployed(
     spec: Spec, service: ServiceSpec | None, placement: str, deployed: Deployed
 ) -> None:
     compute = spec.computes.get(deployed.profile)
-    if compute is None:
+    if compute is None and deployed.profile:
         _unresolved(deployed.profile_at, "compute profile", deployed.profile, spec.computes)
     place = spec.placements.get(placement)
     if place is None:
-        _unresolved(deployed.at, "placement", placement, spec.placements)
+        hint = f"a service of its own stands beside it: deployment.{placement}"
+        _unresolved(
+            deployed.at.name,
+            "placement",
+            placement,
+            spec.placements,
+            hint if placement in spec.services else "",
+        )
     elif compute and place.pricing and deployed.profile not in place.pricing:
         place.at.fail(
             "pricing_missing",
@@ -127,6 +150,22 @@ def _check_exposes(spec: Spec) -> None:
     for name, at in spec.endpoints.items():
         if name not in used:
             at.fail("endpoint_unused", f"endpoint {name!r} is not used by any service", "a use", "")
+
+
+def _check_hosts(spec: Spec) -> None:
+    """A host leads to one place: one target of one service."""
+    lines: dict[str, int] = {}
+    for name, places in spec.deployment.items():
+        for expose in spec.services[name].exposes if name in spec.services else ():
+            targets = len(places) * max(len(expose.to), 1)
+            for host, at in zip(expose.accept, expose.accept_at, strict=True):
+                if host in lines:
+                    message = f"{host!r} is asked for twice, first in line {lines[host]}"
+                    at.fail("host_duplicate", message, "once", host)
+                elif targets > 1:
+                    message = f"{host!r} is asked for {targets} times, for each 'to' and placement"
+                    at.fail("host_duplicate", message, "an expose with one 'to'", host)
+                lines.setdefault(host, at.node.start_mark.line + 1)
 
 
 def _check_tee(spec: Spec) -> None:

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import re
 
-from leasehold.model.resources import U32_MAX, Attribute, Storage, Val
+from leasehold.model.resources import ATTRIBUTE_KEY, U32_MAX, Attribute, Storage, Val
 from leasehold.model.sdl import units
 from leasehold.model.sdl.nodes import At
 from leasehold.model.sdl.spec import Compute, Placement
 
 STORAGE_CLASSES = ("default", "beta1", "beta2", "beta3", "ram")
 GPU_INTERFACES = ("pcie", "sxm")
+_IN_RESOURCES = dict.fromkeys(("cpu", "memory", "storage", "gpu"), "it belongs under resources")
+_IN_ATTRIBUTES = dict.fromkeys(("class", "persistent"), "it belongs under attributes")
+ELSEWHERE = {
+    **_IN_ATTRIBUTES,
+    "mount": "it belongs under the service: params.storage.NAME.mount",
+    "type": "write attributes.class",
+}
+"""What people write under a volume that belongs elsewhere."""
+
+PLACEMENT = ("attributes", "signedBy", "pricing")
 DENOM = re.compile(r"^[a-zA-Z][a-zA-Z0-9/:._-]{2,127}\Z")
 
 
 def read_compute(at: At) -> Compute:
-    outer = at.members(("resources",))
-    got = (
-        outer["resources"].members(("cpu", "memory", "storage", "gpu"))
-        if "resources" in outer
-        else {}
-    )
+    compute = Compute(at, 0, None, 0, None, [], {}, 0, None)
+    outer = at.members(("resources",), _IN_RESOURCES)
+    if "resources" not in outer:
+        if at.is_null or not at.node.value:
+            at.fail("missing", "'resources' is missing", "resources", "nothing")
+        return compute
+    inner = outer["resources"]
+    got = inner.members(("cpu", "memory", "storage", "gpu"))
     for part in ("cpu", "memory", "storage"):
         if part not in got:
-            at.fail("missing", f"{part!r} is missing", f"resources.{part}", "nothing")
-    compute = Compute(at, 0, None, 0, None, [], {}, 0, None)
+            inner.fail("missing", f"{part!r} is missing", part, "nothing")
+    compute.parts = got
     if "cpu" in got:
         compute.cpu, compute.cpu_attributes = _read_cpu(got["cpu"])
     if "memory" in got:
@@ -37,7 +49,7 @@ def read_compute(at: At) -> Compute:
 
 
 def _read_cpu(at: At) -> tuple[int, list[Attribute] | None]:
-    got = at.members(("units", "attributes"))
+    got = at.members(("units", "attributes"), hint="write units: 0.5")
     milli = 0
     if "units" not in got:
         at.fail("missing", "'units' is missing", units.CPU_FORM, "nothing")
@@ -51,7 +63,7 @@ def _read_cpu(at: At) -> tuple[int, list[Attribute] | None]:
 
 
 def _read_memory(at: At) -> tuple[int, list[Attribute] | None]:
-    got = at.members(("size", "attributes"))
+    got = at.members(("size", "attributes"), hint="write size: 1Gi")
     return _read_size(at, got), _read_attributes(got.get("attributes"))
 
 
@@ -80,7 +92,7 @@ def _read_attributes(at: At | None) -> list[Attribute] | None:
 
 def _read_volumes(at: At, compute: Compute) -> None:
     for item in at.items() if at.is_sequence else [at]:
-        got = item.members(("name", "size", "attributes"))
+        got = item.members(("name", "size", "attributes"), ELSEWHERE, "write size: 1Gi")
         name = ((got["name"].text() or "") if "name" in got else "") or "default"
         if name in compute.volume_at:
             item.fail("storage_duplicate", f"two volumes are called {name!r}", "unique names", name)
@@ -89,7 +101,7 @@ def _read_volumes(at: At, compute: Compute) -> None:
         size = _read_size(item, got)
         attributes = _read_volume_attributes(got.get("attributes"))
         compute.volumes.append(Storage(Val.of(size), name, attributes))
-    if not compute.volumes and not at.document.violations:
+    if not compute.volumes and not at.said:
         at.fail("missing", "there is no volume", "at least one volume", "none")
     compute.volumes = sort_volumes(compute.volumes)
 
@@ -148,13 +160,15 @@ def _before(left: Storage, right: Storage) -> bool:
 
 
 def _read_gpu(at: At) -> tuple[int, list[Attribute] | None]:
-    got = at.members(("units", "attributes"))
+    got = at.members(("units", "attributes"), hint="write units: 1 and attributes.vendor.nvidia")
     count = got["units"].integer(0, U32_MAX) if "units" in got else 0
     attributes: list[Attribute] = []
     if "attributes" in got:
         vendors = got["attributes"].members(("vendor",)).get("vendor")
-        for vendor, place in vendors.members().items() if vendors else ():
+        for vendor, place in vendors.members(hint="write nvidia:").items() if vendors else ():
             attributes.extend(_read_vendor(vendor, place))
+    if at.said:
+        return count, attributes
     if count and not attributes:
         at.fail("gpu_attributes", "say which GPU: attributes.vendor", "attributes.vendor", "none")
     if not count and attributes:
@@ -162,13 +176,16 @@ def _read_gpu(at: At) -> tuple[int, list[Attribute] | None]:
     return count, sorted(attributes) or None
 
 
+_MODEL = "write - model: NAME"
+
+
 def _read_vendor(vendor: str, at: At) -> list[Attribute]:
     prefix = f"vendor/{vendor}/model"
     if at.is_null:
         return [Attribute(f"{prefix}/*", "true")]
     out = []
-    for item in at.items():
-        got = item.members(("model", "ram", "interface"))
+    for item in at.items(_MODEL):
+        got = item.members(("model", "ram", "interface"), hint=_MODEL)
         key = f"{prefix}/{(got['model'].text() or '*') if 'model' in got else '*'}"
         if "ram" in got:
             text = got["ram"].text() or ""
@@ -186,42 +203,60 @@ def _read_vendor(vendor: str, at: At) -> list[Attribute]:
                     text,
                 )
             key += f"/interface/{text}"
+        if not ATTRIBUTE_KEY.match(key):
+            item.fail("attribute_key", f"{key!r} cannot be asked for", "a model like rtx4090", key)
         out.append(Attribute(key, "true"))
     return out or [Attribute(f"{prefix}/*", "true")]
 
 
-def read_placement(at: At) -> Placement:
-    got = at.members(("attributes", "signedBy", "pricing"))
+def read_placements(at: At) -> dict[str, Placement]:
+    found = at.members()
+    if "pricing" in found and not any(place.child("pricing") for place in found.values()):
+        at.wrong("placements by name", "write profiles.placement.NAME.pricing")
+        return {}
+    return {name: _read_placement(place) for name, place in found.items()}
+
+
+def _read_placement(at: At) -> Placement:
+    got = at.members(PLACEMENT)
     attributes = (
         {key: place.text() or "" for key, place in got["attributes"].members().items()}
         if "attributes" in got
         else {}
     )
     signed = got["signedBy"].members(("allOf", "anyOf")) if "signedBy" in got else {}
-    pricing: dict[str, tuple[str, str]] = {}
+    prices: dict[str, At] = {}
     if "pricing" not in got or got["pricing"].is_null:
         at.fail("pricing_missing", "'pricing' is missing", "a price per compute profile", "nothing")
     else:
-        for profile, place in got["pricing"].members().items():
-            pricing[profile] = _read_price(place)
+        prices = got["pricing"].members()
+        if any(key in prices and not prices[key].is_mapping for key in ("denom", "amount")):
+            got["pricing"].wrong("a price per compute profile", "write pricing.PROFILE.denom")
+            prices = {}
     return Placement(
         at,
         attributes,
         (signed["allOf"].texts() or None) if "allOf" in signed else None,
         (signed["anyOf"].texts() or None) if "anyOf" in signed else None,
-        pricing,
+        {profile: _read_price(place) for profile, place in prices.items()},
+        prices,
     )
 
 
 def _read_price(at: At) -> tuple[str, str]:
-    got = at.members(("denom", "amount"))
+    got = at.members(("denom", "amount"), hint="write denom: uakt and amount: 1000")
+    for key, example in (("denom", "uakt, …"), ("amount", "a number > 0")):
+        if key not in got:
+            at.fail(key, f"{key!r} is missing", example, "nothing")
     denom = (got["denom"].text() or "") if "denom" in got else ""
-    if not DENOM.match(denom):
-        got.get("denom", at).fail("denom", f"{denom!r} is no denomination", "uakt, …", denom)
-    text = (got["amount"].text() or "") if "amount" in got else ""
+    if "denom" in got and not DENOM.match(denom):
+        got["denom"].fail("denom", f"{denom!r} is no denomination", "uakt, …", denom)
+    text = (got["amount"].text() or "") if "amount" in got else "1"
     amount = units.amount(text)
     if amount is None or not amount.strip("0."):
-        got.get("amount", at).fail("amount", "a price is more than 0", "a number > 0", text)
+        got["amount"].fail(
+            "amount", f"{text!r} is no price: a number above 0, like 1000", "a number > 0", text
+        )
         amount = units.amount("1")
     assert amount is not None
     return denom, amount

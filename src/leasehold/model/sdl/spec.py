@@ -25,6 +25,7 @@ class ExposeSpec:
     proto: str
     to: list[To]
     accept: list[str]
+    accept_at: list[At]
     http: HttpOptions
 
     @property
@@ -73,6 +74,8 @@ class Compute:
     volume_at: dict[str, At]
     gpu: int
     gpu_attributes: list[Attribute] | None
+    parts: dict[str, At] = field(default_factory=dict)
+    """Where ``cpu``, ``memory``, … are said."""
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Placement:
     all_of: list[str] | None
     any_of: list[str] | None
     pricing: dict[str, tuple[str, str]]
+    pricing_at: dict[str, At]
 
 
 @dataclass(slots=True)
@@ -99,9 +103,11 @@ class Spec:
     at: At
     version: tuple[int, ...] = (2, 0)
     services: dict[str, ServiceSpec] = field(default_factory=dict)
+    services_at: At | None = None
     computes: dict[str, Compute] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
     deployment: dict[str, dict[str, Deployed]] = field(default_factory=dict)
+    deployed_at: dict[str, At] = field(default_factory=dict)
     endpoints: dict[str, At] = field(default_factory=dict)
     min_window: float | None = None
 
