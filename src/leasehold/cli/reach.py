@@ -200,6 +200,15 @@ class Reach:
         api = self._tenant(self._provider_url(id.provider), key)
         return Lease(row, api, f"/lease/{id.dseq}/{id.gseq}/{id.oseq}", key)
 
+    def tenant_at(self, provider: str | None) -> Api:
+        """A provider's API (None: of the one here) as the tenant, by default of the first
+        account."""
+        from leasehold.cli.state import running
+
+        key = self.accounts.key(self.account)[1]
+        url = self._provider_url(provider) if provider else running(self.state).gateway
+        return self._tenant(url, key)
+
     def _provider_url(self, provider: str) -> str:
         from leasehold.cli.state import running
 

@@ -1,4 +1,5 @@
-"""Routes of volumes: everything for the operator, their own frozen ones for tenants."""
+"""Routes of volumes: everything for the operator; for tenants a look at their own, and what may be
+done with frozen ones. Another's volume is one that is not there."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.handlers import BaseRouteHandler
+from litestar.params import PathParameter, QueryParameter
 
 from leasehold.core.errors import Kind, LeaseholdError
 from leasehold.gateway.auth import any_tenant, operator, principal_of
@@ -49,9 +51,32 @@ class Adopt(msgspec.Struct, forbid_unknown_fields=True):
     volume: str
 
 
+CHANGES = 10_000
+"""Most changes one answer holds."""
+
+Repo = Annotated[str, PathParameter(max_length=64, description="a volume's id")]
+Commit = Annotated[
+    str, QueryParameter(pattern="^[0-9a-f]{4,64}$", description="a snapshot's id or its beginning")
+]
+
+
 def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
     """Every route of this area."""
     storage = volumes.storage
+
+    async def history(repo: str) -> list[dict[str, Any]]:
+        return [snapshot._asdict() for snapshot in await storage.history(repo)]
+
+    async def changes(repo: str, old: str, new: str | None) -> list[dict[str, Any]]:
+        return [
+            {
+                "how": change.how,
+                "path": change.path,
+                "old": change.old._asdict() if change.old else None,
+                "new": change.new._asdict() if change.new else None,
+            }
+            for change in (await storage.diff(repo, old, new))[:CHANGES]
+        ]
 
     @get("/v1/volumes", guards=[operator], tags=["volumes"])
     async def volumes_list(prefix: str = "") -> list[dict[str, Any]]:
@@ -61,22 +86,13 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
     @get("/v1/volumes/history", guards=[operator], tags=["volumes"])
     async def volumes_history(volume: str) -> list[dict[str, Any]]:
         """Snapshots, newest first."""
-        found = await storage.history(await volumes.find(volume))
-        return [snapshot._asdict() for snapshot in found]
+        return await history(await volumes.find(volume))
 
     @get("/v1/volumes/diff", guards=[operator], tags=["volumes"])
     async def volumes_diff(volume: str, old: str, new: str | None = None) -> list[dict[str, Any]]:
-        """What changed between two snapshots; ``new`` defaults to the newest."""
-        found = await storage.diff(await volumes.find(volume), old, new)
-        return [
-            {
-                "how": change.how,
-                "path": change.path,
-                "old": change.old._asdict() if change.old else None,
-                "new": change.new._asdict() if change.new else None,
-            }
-            for change in found
-        ]
+        """What changed between two snapshots, at most 10,000 paths; ``new`` defaults to the
+        newest."""
+        return await changes(await volumes.find(volume), old, new)
 
     @get("/v1/volumes/progress", guards=[operator], tags=["volumes"], sync_to_thread=False)
     def volumes_progress() -> dict[str, Far]:
@@ -121,6 +137,21 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
         """The tenant's volumes, those of closed leases too."""
         return await volumes.ls(f"leases/{principal_of(request).owner}")
 
+    @get("/volumes/{repo:str}/history", guards=[any_tenant], tags=["volumes"])
+    async def own_history(repo: Repo, request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
+        """Snapshots of one of the tenant's volumes, newest first."""
+        await volumes.owned(_owner(request), repo)
+        return await history(repo)
+
+    @get("/volumes/{repo:str}/diff", guards=[any_tenant], tags=["volumes"])
+    async def own_diff(
+        repo: Repo, request: Request[Any, Any, Any], old: Commit, new: Commit | None = None
+    ) -> list[dict[str, Any]]:
+        """What changed between two snapshots of one of the tenant's volumes, at most 10,000 paths;
+        ``new`` defaults to the newest."""
+        await volumes.owned(_owner(request), repo)
+        return await changes(repo, old, new)
+
     @delete("/volumes/{repo:str}", guards=[any_tenant], tags=["volumes"], status_code=204)
     async def purge_volume(repo: str, request: Request[Any, Any, Any]) -> None:
         """Delete one of the tenant's frozen volumes for good."""
@@ -146,6 +177,8 @@ def routes(volumes: Volumes) -> Sequence[BaseRouteHandler]:
         volumes_move,
         volumes_clear,
         own_volumes,
+        own_history,
+        own_diff,
         purge_volume,
         adopt_volume,
     ]
@@ -157,7 +190,7 @@ def _owner(request: Request[Any, Any, Any]) -> str:
     if principal.access != FULL:
         raise LeaseholdError(
             "forbidden",
-            "changing volumes needs a token with full access",
+            "this needs a token with full access: a volume outlives its lease",
             kind=Kind.FORBIDDEN,
             expected="full",
             got=principal.access.access,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from leasehold.app.accounts import Accounts
+from leasehold.app.running import Running, write_running
 from leasehold.core.service import running
 from leasehold.events.event import Entity
 from leasehold.events.sqlite import SqliteLog
@@ -20,6 +26,7 @@ from leasehold.gateway.settings import GatewaySettings
 from leasehold.market.accounts import Key, sign_token
 from leasehold.observe.engine import Engine
 from leasehold.storage import immutable
+from leasehold.storage.shadow import Author
 from leasehold.storage.volumes import Volumes
 
 
@@ -135,3 +142,99 @@ async def test_a_tenant_gives_a_frozen_volume_to_a_new_deployment(root: Path) ->
                         break
                 moved = await volumes.ensure(key.address, 2, "db", "pg", 1 << 20)
                 assert (moved / "a").read_text() == "one"
+
+
+async def test_a_tenant_looks_into_the_history_of_its_own_volumes_only(
+    root: Path,
+) -> None:
+    """By HTTP and by the command line; another's volume is one that is not there."""
+    home = root / "home"
+    accounts = Accounts(home)
+    key = accounts.new("acme")
+    stranger = accounts.new("mallory")
+
+    class Keys:
+        async def public_key(self, address: str) -> dict[str, str] | None:
+            known = {k.address: k for k in (key, stranger)}
+            return known[address].public.jwk() if address in known else None
+
+    def bearer(who: Key, **claims: object) -> dict[str, str]:
+        return {"Authorization": f"Bearer {sign_token(who, time.time(), **claims)}"}
+
+    async with running(SqliteLog(root / "log.db")) as log:
+        engine = Engine(log)
+        volumes = Volumes(root / "volumes", log, engine)
+        gateway = Gateway(
+            GatewaySettings(port=0),
+            operator_token="op",
+            keys=Keys(),
+            routes=volume_routes.routes(volumes),
+        )
+        async with running(volumes), running(engine), running(gateway):
+            place = await volumes.ensure(key.address, 1, "web", "data", 1 << 20)
+            (row,) = await volumes.ls()
+            (place / "a").write_text("one")
+            first = await volumes.storage.snapshot(row["id"], Author("acme"), "first")
+            (place / "b").write_text("two")
+            await volumes.storage.snapshot(row["id"], Author("acme"), "second")
+            old = {"old": first.commit[:10]}
+            async with httpx.AsyncClient(base_url=gateway.url) as http:
+
+                async def ask(what: str, headers: dict[str, str], **query: str) -> tuple[int, Any]:
+                    found = await http.get(
+                        f"/volumes/{row['id']}/{what}", headers=headers, params=query
+                    )
+                    return found.status_code, found.json()
+
+                status, history = await ask("history", bearer(key))
+                assert (status, [s["message"] for s in history][:2]) == (200, ["second", "first"])
+                status, changes = await ask("diff", bearer(key), **old)
+                assert (status, [(c["how"], c["path"]) for c in changes]) == (
+                    200, [("added", "b")]
+                )  # fmt: skip
+                scope = [{"provider": "p", "access": "scoped", "scope": ["logs"]}]
+                some = bearer(key, access="granular", permissions=scope)
+                for what, query in (("history", {}), ("diff", old)):
+                    status, said = await ask(what, bearer(stranger), **query)
+                    assert (status, said["code"]) == (404, "volume_not_found")
+                    status, said = await ask(what, some, **query)
+                    assert (status, said["code"]) == (403, "forbidden")
+                    status, _ = await ask(what, {}, **query)
+                    assert status == 401
+                    unknown = await http.get(
+                        f"/volumes/{'0' * 26}/{what}", headers=bearer(key), params=query
+                    )
+                    assert (unknown.status_code, unknown.json()["code"]) == (
+                        404, "volume_not_found"
+                    )  # fmt: skip
+                for bad in (":/second", "HEAD@{1}", "main"):
+                    assert (await ask("diff", bearer(key), old=bad))[0] == 400
+
+            write_running(
+                root,
+                Running(
+                    pid=os.getpid(), gateway=gateway.url, ledger="", ingress="", ops="",
+                    provider="p", state=str(root),
+                ),
+            )  # fmt: skip
+
+            async def leasehold(*words: str, expect: int = 0) -> Any:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "leasehold", "volume", *words,
+                    "--state", str(root), "--json",
+                    env={**os.environ, "LEASEHOLD_HOME": str(home)},
+                    stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                )  # fmt: skip
+                out, err = await process.communicate()
+                assert process.returncode == expect, (out, err)
+                return json.loads(out or err)
+
+            (mine,) = await leasehold("ls", "--as", "acme")
+            assert mine["id"] == row["id"]
+            told = await leasehold("history", "1/web/data", "--as", "acme")
+            assert [s["commit"] for s in told] == [s["commit"] for s in history]
+            changed = await leasehold("diff", row["id"], first.commit, "--as", "acme")
+            assert changed == changes
+            assert await leasehold("ls", "--as", "mallory") == []
+            refused = await leasehold("history", row["id"], "--as", "mallory", expect=4)
+            assert refused["error"]["code"] == "volume_not_found"

@@ -56,18 +56,27 @@ class Volumes(Page):
             found = await self.api.get("/v1/events/entity", entity=f"workflow:{workflow}")
             self.workflows[repo] = [workflow, *(event["type"] for event in found)]
         if self.chosen:
-            self.history = await self.api.get("/v1/volumes/history", volume=self.chosen)
+            await self._read_history()
+
+    async def _read_history(self) -> None:
+        self.history = await self._of_chosen("history")
+
+    async def _of_chosen(self, what: str, **query: str) -> Any:
+        """``history`` or ``diff`` of the chosen volume, by the route its visitor may use."""
+        if self.api.is_operator:
+            return await self.api.get(f"/v1/volumes/{what}", volume=self.chosen, **query)
+        return await self.api.get(f"/volumes/{self.chosen}/{what}", **query)
 
     async def choose(self, volume: str) -> None:
         self.chosen = "" if self.chosen == volume else volume
         self.history, self.changes, self.compared = [], None, ""
         if self.chosen:
-            self.history = await self.api.get("/v1/volumes/history", volume=volume)
+            await self._read_history()
 
     async def compare(self, commit: str) -> None:
         """What changed from a snapshot until the newest one."""
         self.compared = commit
-        self.changes = await self.api.get("/v1/volumes/diff", volume=self.chosen, old=commit)
+        self.changes = await self._of_chosen("diff", old=commit)
 
     async def snapshot(self) -> None:
         await self.api.post("/v1/volumes/snapshot", {"volume": self.chosen, "reason": "dashboard"})
@@ -122,19 +131,20 @@ class Volumes(Page):
         owner, _, rest = volume["path"].removeprefix("leases/").partition("/")
         place = f"{text.address(owner)}/{rest.rpartition('/')[0]}"
         named = f"{name} of {place}"
-        actions: list[Node] = []
+        actions = [
+            parts.button("History", partial(self.choose, volume["id"]),
+                         aria_expanded="true" if self.chosen == volume["id"] else "false",
+                         aria_label=f"History of {named}"),
+        ]  # fmt: skip
         if self.api.is_operator:
-            actions = [
-                parts.button("History", partial(self.choose, volume["id"]),
-                             aria_expanded="true" if self.chosen == volume["id"] else "false",
-                             aria_label=f"History of {named}"),
-                *(parts.button(f"{what.capitalize()} …", partial(self.ask, what, volume["id"]),
-                               aria_label=f"{what.capitalize()} … {named}")
-                  for what in _changes(volume)),
+            actions += [
+                parts.button(f"{what.capitalize()} …", partial(self.ask, what, volume["id"]),
+                             aria_label=f"{what.capitalize()} … {named}")
+                for what in _changes(volume)
             ]  # fmt: skip
         elif volume["tier"] == "frozen":
-            actions = [parts.button("Delete …", lambda: self.ask("purge", volume["id"]),
-                                    kind="danger", aria_label=f"Delete … {named}")]  # fmt: skip
+            actions.append(parts.button("Delete …", lambda: self.ask("purge", volume["id"]),
+                                        kind="danger", aria_label=f"Delete … {named}"))  # fmt: skip
         word = volume["busy"] or volume["tier"]
         return [
             h("div", h("strong", name),
@@ -195,7 +205,8 @@ class Volumes(Page):
                    parts.button("Changes since", partial(self.compare, entry["commit"]),
                                 aria_label=f"Changes since {entry['commit'][:12]}"),
                    parts.button("Restore …", partial(self.ask, "restore", entry["commit"]),
-                                aria_label=f"Restore … {entry['commit'][:12]}"),
+                                aria_label=f"Restore … {entry['commit'][:12]}")
+                   if self.api.is_operator else None,
                    class_="row")],
             )
             for entry in self.history
@@ -206,8 +217,8 @@ class Volumes(Page):
                         ("Snapshot", "At (UTC)", "By", "Why", "Files", "Bytes", ""), rows,
                         none=parts.empty("Nothing was recorded yet."), numbers=(4, 5)),
             self._changes(),
-            self._move_form(),
-            aside=parts.button("Record it now", self.snapshot),
+            self._move_form() if self.api.is_operator else None,
+            aside=parts.button("Record it now", self.snapshot) if self.api.is_operator else None,
         )  # fmt: skip
 
     async def move(self, fields: dict[str, Any]) -> None:
