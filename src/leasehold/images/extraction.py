@@ -264,9 +264,11 @@ def _extractor(tree: Path) -> Any:
             "bsdtar is not installed; install the package libarchive-tools",
             kind=Kind.UNAVAILABLE,
         )
+    # Without root there is no chroot, and no isolation of what the image will run either.
+    confined = "--chroot" if os.geteuid() == 0 else "--no-same-owner"
     with open(os.open(tree, os.O_TMPFILE | os.O_RDWR, 0o600), "w+b") as errors:
         process = subprocess.Popen(
-            [program, "--chroot", "-x", "-p", "-U", "--numeric-owner", "-f", "-", "-C", str(tree)],
+            [program, confined, "-x", "-p", "-U", "--numeric-owner", "-f", "-", "-C", str(tree)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,

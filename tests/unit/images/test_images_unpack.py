@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import os
 import stat
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from leasehold.images import build
 from leasehold.images.settings import ImagesSettings
 from leasehold.images.unpack import Layers
 from leasehold.model.digest import Digest
+
+NOBODY = 65534
 
 
 class Tar:
@@ -51,6 +55,13 @@ class Tar:
     def bytes(self) -> bytes:
         self.tar.close()
         return self.out.getvalue()
+
+
+@pytest.fixture
+def roomy() -> Iterator[Path]:
+    """A folder whose every parent lets anybody through, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -242,3 +253,23 @@ async def test_what_a_power_cut_may_have_hurt_is_unpacked_again(layers: Layers) 
     await layers.settle()
     later.prepare()
     assert tree.exists(), "synced: it survives"
+
+
+def test_somebody_without_root_unpacks_as_themselves(roomy: Path):
+    """`deploy.runtime = "process"` is for those; bsdtar may not chroot for them."""
+    os.chown(roomy, NOBODY, NOBODY)
+    tar = Tar().dir("bin").add("bin/sh", b"#!", mode=0o755, uid=0).add(".wh.gone").bytes()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            made = Layers(roomy / "layers", ImagesSettings())
+            made.prepare()
+            tree = asyncio.run(unpack(made, tar))
+            info = (tree / "bin" / "sh").stat()
+            code = 0 if (info.st_uid, stat.S_IMODE(info.st_mode)) == (NOBODY, 0o755) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
