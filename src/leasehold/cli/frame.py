@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from leasehold import __version__
 from leasehold.cli import COMMANDS, screen
-from leasehold.core.errors import LeaseholdError
+from leasehold.core.errors import LeaseholdError, Violation
 
 PIPE_CLOSED = 141
 """Exit code when our output is not read any more, as shells give it."""
@@ -118,15 +118,20 @@ def show(error: LeaseholdError, *, as_json: bool) -> None:
         return screen.paint(text, style, stream=sys.stderr)
 
     listed = error.violations[1:] if len(error.violations) > 1 else ()
-    first = f"{error.violations[0].path}: " if listed and error.violations[0].path else ""
+    first = _where(error.violations[0]) if error.violations else ""
     print(
         f"{paint('error', 'red')}: {first}{error.message} {paint(f'[{error.code}]', 'dim')}",
         file=sys.stderr,
     )
     for violation in listed:
-        where = f"{violation.path}: " if violation.path else ""
-        print(f"       {where}{violation.message}", file=sys.stderr)
+        print(f"       {_where(violation)}{violation.message}", file=sys.stderr)
     if not listed:
         for name, value in (("expected", error.expected), ("got", error.got)):
             if value:
                 print(f"       {paint(name, 'dim')} {value}", file=sys.stderr)
+
+
+def _where(violation: Violation) -> str:
+    """``line 12: services.web.image: ``, as far as it is known."""
+    line = f"line {violation.line}: " if violation.line else ""
+    return line + (f"{violation.path}: " if violation.path else "")

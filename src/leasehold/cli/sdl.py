@@ -99,6 +99,8 @@ def init(
     as_json: bool = typer.Option(False, "--json", help="print the file as JSON"),
 ) -> None:
     """Write the SDL file of one public service, to begin with; it is checked before."""
+    import msgspec
+
     from leasehold.cli.scaffold import Wanted, scaffold
     from leasehold.model import sdl
 
@@ -108,7 +110,15 @@ def init(
             memory=memory, disk=disk, count=count, price=price, denom=denom,
         )
     )  # fmt: skip
-    hash = sdl.load(text).hash.hex()
+    try:
+        hash = sdl.load(text).hash.hex()
+    except LeaseholdError as error:
+        if not error.violations:
+            raise
+        # The lines are of a file that nobody has yet.
+        raise LeaseholdError.of(
+            [msgspec.structs.replace(each, line=None, column=None) for each in error.violations]
+        ) from None
     if file is not None:
         try:
             with file.open("x") as out:

@@ -44,6 +44,14 @@ def test_validate_lists_everything_and_exits_1() -> None:
     assert leasehold("sdl", "validate", str(DATA / "valid/v2.0/simple/sdl.yaml")).returncode == 0
 
 
+def test_what_is_refused_says_where() -> None:
+    done = leasehold("sdl", "convert", str(DATA / "invalid/count-zero.yaml"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: line 32: deployment.web.akash.count: 0 is not within")
+    done = leasehold("sdl", "init", "--image", "x", "--memory", "1GB")
+    assert "line" not in done.stderr and "resources.memory.size: '1GB'" in done.stderr
+
+
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     done = leasehold("sdl", "convert", str(tmp_path / "none.yaml"))
     assert done.returncode == 4 and "cannot read" in done.stderr
