@@ -308,9 +308,7 @@ async def _enough(cluster: Place, token: str) -> None:
         await provider.put(group(service(image="missing:3")), "h3")
         await provider.until("deploy.failed", "h3")
         await cluster.api.delete("Ingress", "web-8080", provider.namespace)
-        await eventually(
-            lambda: provider.deploy.cluster.get("Ingress", provider.namespace, "web-8080")
-        )
+        await eventually(lambda: cluster.api.get("Ingress", "web-8080", provider.namespace))
         await eventually(lambda: provider.deploy.inventory.nodes)
         assert await provider.deploy.driver.last_warning(provider.namespace) is not None
         await provider.close()
