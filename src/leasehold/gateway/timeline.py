@@ -126,8 +126,9 @@ def _state(events: Sequence[Event]) -> tuple[str, str]:
     manifest = max((i for i, t in enumerate(types) if t == "manifest.received"), default=-1)
     if newest is not None and newest.type in ("deploy.failed", "deploy.unhealthy"):
         detail = _detail(newest)
-        why = detail.get("message") or detail.get("reason") or ""
-        return newest.type.removeprefix("deploy."), str(why)
+        why = str(detail.get("message") or detail.get("reason") or "")
+        again = "; it is tried again by itself" if detail.get("final") is False else ""
+        return newest.type.removeprefix("deploy."), why + again
     since = types[manifest:] if manifest >= 0 else types
     met = [type_ in (since if type_.startswith("deploy.") else types) for type_, _, _ in PATH]
     # A step that is behind a later one was done, even if its own event was cut off by a crash.
