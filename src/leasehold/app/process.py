@@ -61,7 +61,7 @@ def _running(provider: Any) -> Running:
     return Running(
         pid=os.getpid(),
         gateway=provider.gateway.url,
-        ledger=provider.ledger.url,
+        ledger=provider.market_url,
         ingress=provider.ingress_url,
         ops=f"http://{provider.ops.settings.host}:{provider.ops.port}",
         provider=provider.address,

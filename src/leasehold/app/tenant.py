@@ -26,6 +26,9 @@ from leasehold.model.sdl import SDL
 BID_WAIT = 30.0
 """Seconds to wait for a bid before saying that nobody wants the order."""
 
+COMPETITION = 1.0
+"""Seconds the other providers of the market have for a bid once there is one."""
+
 HEALTHY_WAIT = 600.0
 """Seconds to wait for a workload to answer."""
 
@@ -112,8 +115,12 @@ class Tenant:
         return results
 
     async def cheapest_bid(self, id: DeploymentId, gseq: int) -> dict[str, Any]:
-        """The open bid with the lowest price; LeaseholdError ``no_bids`` after a while."""
-        pause = POLL_FIRST
+        """The open bid with the lowest price; LeaseholdError ``no_bids`` after a while.
+
+        Once there is one, the others have ``COMPETITION`` for theirs, unless all have bid.
+        """
+        pause, decide_at = POLL_FIRST, 0.0
+        providers = len([provider async for provider in self.ledger.list("providers")])
         try:
             async with self.clock.timeout(BID_WAIT):
                 while True:
@@ -124,7 +131,10 @@ class Tenant:
                         )
                         if bid["state"] == "open"
                     ]
-                    if bids:
+                    if bids and not decide_at:
+                        decide_at = self.clock.monotonic() + COMPETITION
+                    late = decide_at and self.clock.monotonic() >= decide_at
+                    if len(bids) >= max(1, providers) or (bids and late):
                         return min(bids, key=lambda bid: (int_or_zero(bid["price"]), bid["id"]))
                     await self.clock.sleep(pause)
                     pause = min(POLL_CAP, pause * 1.5)

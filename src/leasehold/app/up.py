@@ -23,6 +23,7 @@ from leasehold.app.deploying import make_deploy
 from leasehold.app.event_log import open_log, volume_server
 from leasehold.app.folder import StateFolder
 from leasehold.app.image_node import images_node, in_fleet
+from leasehold.app.market import enter, open_market
 from leasehold.app.node import make_gate, make_node, signed_by, tell_of_peers
 from leasehold.app.settings import Settings
 from leasehold.app.traces import Traces
@@ -53,7 +54,6 @@ from leasehold.market.bids import BidActivity, Bidder
 from leasehold.market.client import LedgerClient
 from leasehold.market.feed import Feed
 from leasehold.market.funds import Funds, FundsActivity
-from leasehold.market.ledger.service import LedgerService
 from leasehold.model.market import LeaseId
 from leasehold.model.sealing import Vault
 from leasehold.observe.engine import Engine
@@ -63,9 +63,6 @@ from leasehold.storage.volumes import Volumes
 
 START_DEADLINE = 120.0
 """Seconds all parts together may take to start, with workloads to adopt."""
-
-PURSE = "10000000000"
-"""Base units the operator of an embedded ledger starts with, for bid deposits and gifts."""
 
 DECOMMISSION = 10001
 """Close reason when the operator gives a lease up."""
@@ -108,17 +105,16 @@ class Provider(Service):
         self.ops = await self._add(Ops(self.settings.ops, clock=self.clock))
         self.ops.add_check("provider", lambda: None if self._started.is_set() else "starting")
         self.log = await open_log(self._add, self.folder, self.settings.events, self.clock)
-        market = msgspec.structs.replace(self.settings.market, folder=str(self.folder / "ledger"))
-        genesis = LedgerService.default_genesis(
-            market, self.clock.now(), authority=self.address, balances={self.address: PURSE}
+        market = self.settings.market
+        self.market_url = await open_market(
+            self._add, self.folder, market, self.log, self.clock, self.address
         )
-        self.ledger = await self._add(LedgerService(self.log, self.clock, market, genesis=genesis))
-        self.client = LedgerClient(self.ledger.url, self.key, clock=self.clock, denom=market.denom)
+        self.client = LedgerClient(self.market_url, self.key, clock=self.clock, denom=market.denom)
         self.resources.push_async_callback(self.client.close)
 
     async def _index(self) -> None:
         settings = msgspec.structs.replace(
-            self.settings.index, rpc=self.ledger.url, chain_id=self.settings.market.chain_id
+            self.settings.index, rpc=self.market_url, chain_id=self.settings.market.chain_id
         )
         self.store = await self._add(Store.at(self.folder / "index.sqlite3", self.clock))
         key = self.folder / "node" / "host.key"
@@ -251,7 +247,7 @@ class Provider(Service):
             self.folder / "dashboard",
             lambda pages, api: [
                 *(sys.executable, "-m", "leasehold.dashboard"),
-                *("--pages", str(pages), "--api", str(api), "--ledger", self.ledger.url),
+                *("--pages", str(pages), "--api", str(api), "--ledger", self.market_url),
                 *("--sessions", str(self.folder / "sessions")),
             ],
             self.settings.gateway,
@@ -292,7 +288,11 @@ class Provider(Service):
             )
         )
         await self._add(front)
-        await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
+        if self.settings.market.rpc:
+            entering = enter(self.client, self.gateway.url, self.settings.market, self.clock)
+            self.spawn(entering, name="market entry")
+        else:
+            await self.client.set_provider(self.gateway.url, self.settings.market.attributes)
         log.info("provider.ready", seconds=round(self.clock.monotonic() - self.began, 3))
 
     def _fleet_unready(self) -> str | None:

@@ -188,7 +188,13 @@ class Reach:
             id = LeaseId.parse(name)
             owner = self.accounts.address(id.owner)
             return self.lease(Row(LeaseId(owner, *list(_rest(id))), name, "unknown"))
-        return self.lease(choose(self.rows(), name, self._names))
+        try:
+            return self.lease(choose(self.rows(), name, self._names))
+        except LeaseholdError as error:
+            if not self.as_operator or error.kind is not Kind.NOT_FOUND or not self._names:
+                raise
+        # An operator may be a tenant, too: of another provider on the same market.
+        return self.lease(choose(self._owned(), name, self._names))
 
     def lease(self, row: Row) -> Lease:
         """Access to one lease, as its tenant where the key is here."""

@@ -10,9 +10,14 @@ from msgspec import Meta, Struct
 class MarketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Times are seconds; amounts are base units of the denomination in decimal text."""
 
-    chain_id: Annotated[str, Meta(description="name of the embedded ledger, for its genesis")] = (
-        "leasehold-1"
-    )
+    rpc: Annotated[
+        str,
+        Meta(
+            description="RPC of another provider's market to take part in, http://host:29657; "
+            "empty: this provider keeps a market of its own"
+        ),
+    ] = ""
+    chain_id: Annotated[str, Meta(description="name of the market's ledger")] = "leasehold-1"
     denom: Annotated[
         str,
         Meta(description="denomination of deposits, prices and balances", pattern="^[a-z]\\w+$"),
