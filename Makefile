@@ -3,7 +3,7 @@ PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest -q
 TEST_PROCESSES ?= 3
 
-.PHONY: setup dev demo test test-kubernetes lint format bench docs fuzz soak sim wheel lock clean
+.PHONY: setup dev demo test test-again test-kubernetes lint format bench docs fuzz soak sim wheel lock clean
 
 setup:          ## what the demo needs: OS packages and a virtual environment
 	@scripts/setup
@@ -16,6 +16,9 @@ demo: setup     ## from nothing to a running workload, on this machine
 
 test: dev       ## unit, integration, acceptance and regression tests
 	@$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not soak and not kubernetes and not fuzz" tests
+
+test-again:     ## what failed last time, one at a time
+	@$(PYTEST) --last-failed --last-failed-no-failures none tests
 
 test-kubernetes: ## the Kubernetes driver and chart, on a real control plane (built once, cached)
 	@scripts/setup --kubernetes
