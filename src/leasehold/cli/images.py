@@ -7,8 +7,10 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -260,20 +262,31 @@ def identity(state: Path = STATE, as_json: bool = JSON) -> None:
         print(peer)
 
 
+_opened: list[Any] = []
+"""The images folder this command has opened itself, if it has."""
+
+
 def _flights(state: Path | None) -> Any:
-    """What is being fetched by the provider that runs here, as a progress bar shows it."""
-    from leasehold.cli.client import operator
+    """What is being fetched, by this command or by what runs here, as a progress bar shows it."""
+    import msgspec
+
     from leasehold.cli.progress import Far
 
-    with operator(state) as api:
-        flights = api.get("/v1/images/inflight")
+    if _opened:
+        from leasehold.images import report
+
+        flights = msgspec.to_builtins(report.flights(_opened[0]))
+    else:
+        with _running(state) as api:
+            flights = api.get("/v1/images/inflight") if api is not None else []
     if not flights:
         return Far(0, 0, "resolving or unpacking")
     here = sum(flight["received"] for flight in flights)
     known = all(flight["size"] for flight in flights)
     total = sum(flight["size"] for flight in flights) if known else 0
     of = f" of {_size(total)}" if total else ""
-    return Far(here, total, f"{_size(here)}{of} in {len(flights)} parts")
+    parts = f"{len(flights)} part{'s' if len(flights) > 1 else ''}"
+    return Far(here, total, f"{_size(here)}{of} in {parts}")
 
 
 def _ask(
@@ -286,34 +299,44 @@ def _ask(
     query: dict[str, str] | None = None,
 ) -> Any:
     """By the API of the provider that runs here, else on the folder itself."""
+    with _running(state) as api:
+        if api is not None:
+            if method == "GET":
+                return api.get(path, **(query or {}))
+            return api.post(path, {} if body is None else body)
+    return _alone(state, directly)
+
+
+@contextlib.contextmanager
+def _running(state: Path | None) -> Iterator[Any]:
+    """The API of the provider that runs here, else of the image system that runs alone, if any."""
     from leasehold.cli.client import Api, operator
     from leasehold.cli.state import running, state_folder
     from leasehold.core.errors import LeaseholdError
 
-    def over(api: Any) -> Any:
-        if method == "GET":
-            return api.get(path, **(query or {}))
-        return api.post(path, {} if body is None else body)
-
-    try:
-        running(state)
-    except LeaseholdError as error:
-        if error.code != "not_up":
-            raise
-    else:
-        with operator(state) as api:
-            return over(api)
-    socket = state_folder(state) / SOCKET
-    if socket.exists():
-        api = Api("http://images", "owner-of-the-socket", socket=socket)
+    with contextlib.ExitStack() as closing:
         try:
-            return over(api)
+            running(state)
         except LeaseholdError as error:
-            if error.code != "gateway_unreachable":
+            if error.code != "not_up":
                 raise
-        finally:
-            api.close()
-    return _alone(state, directly)
+        else:
+            yield closing.enter_context(operator(state))
+            return
+        socket = state_folder(state) / SOCKET
+        api = Api("http://images", "owner-of-the-socket", socket=socket)
+        closing.callback(api.close)
+        yield api if _answers(socket) else None
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens: a socket outlives a process that was killed."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as tried, contextlib.suppress(OSError):
+        tried.connect(str(path))
+        return True
+    return False
 
 
 def _alone(state: Path | None, directly: Any) -> Any:
@@ -334,6 +357,7 @@ def _alone(state: Path | None, directly: Any) -> Any:
         folder = state_folder(state)
         images = Images(folder / "images", settings=read(folder).values.images)
         async with started(images):
+            _opened.append(images)
             return msgspec.to_builtins(await directly(images, report))
 
     return asyncio.run(go())

@@ -63,6 +63,8 @@ class FakeNode(Service):
         self.port = port
         self.broken: set[int] = set()
         self.muted = False
+        self.held: dict[int, asyncio.Event] = {}
+        """Heights that are answered only when their event is set."""
         self.calls: dict[str, int] = {}
         self.queries: Callable[[str, bytes, int], bytes | None] = lambda path, data, height: None
         """What ``abci_query`` answers: path, data and height to the value; None refuses."""
@@ -178,7 +180,11 @@ class FakeNode(Service):
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        content = self._respond(msgspec.json.decode(body))
+        request = msgspec.json.decode(body)
+        height = int((request.get("params") or {}).get("height") or 0)
+        if height in self.held:
+            await self.held[height].wait()
+        content = self._respond(request)
         await send(
             {
                 "type": "http.response.start",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.integration.terminal import Terminal
 
 from leasehold.images import build
 
@@ -61,6 +65,40 @@ async def test_pull_explain_verify_and_collect(registry: Any, tmp_path: Path) ->
     assert gone["images"] == [name] and gone["layers"] == 2
     missing = await leasehold("explain", "nothing", *state, expect=4)
     assert "image_not_found" in missing
+
+
+async def test_a_pull_shows_its_bytes_on_a_terminal(registry: Any, tmp_path: Path) -> None:
+    """Without anything running: the command fetches itself. The registry stops half way."""
+    built = build.busybox({"x": os.urandom(4_000_000)})
+    name = await build.push(built, registry.host, "cli/big", "1")
+    enough, go_on = 2_000_000, asyncio.Event()
+
+    async def carry(a: asyncio.StreamReader, b: asyncio.StreamWriter, held: bool) -> None:
+        nonlocal enough
+        with contextlib.suppress(OSError):
+            while data := await a.read(65536):
+                enough -= len(data) if held else 0
+                if enough < 0:
+                    await go_on.wait()
+                b.write(data)
+                await b.drain()
+        b.close()
+
+    async def connected(a: asyncio.StreamReader, b: asyncio.StreamWriter) -> None:
+        host, _, port = registry.host.partition(":")
+        c, d = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(carry(a, d, False), carry(c, b, True))
+
+    proxy = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    terminal = Terminal()
+    reference = name.replace(registry.host, f"127.0.0.1:{port}")
+    pulling = await terminal.run("images", "pull", reference, "--state", str(tmp_path))
+    await terminal.until("8 MiB in ")  # of one layer or of both
+    go_on.set()
+    assert await pulling.wait() == 0, terminal.drawn
+    await terminal.until("from its registry")
+    proxy.close()
 
 
 async def test_an_identity_is_shown_and_stays(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.integration.terminal import Terminal
 
 from leasehold.app.roles import WorkerRole
 from leasehold.app.settings import Settings
@@ -160,6 +161,22 @@ async def test_fetch_and_sync_need_nothing_running(tmp_path: Path) -> None:
         node.broken.clear()
         rest = await processes.output("index", "sync", *base, "--from", "1", "--to", "25")
         assert (rest["stored"], rest.get("missing", [])) == (1, [])
+
+
+async def test_a_fetch_into_a_file_shows_how_far_it_is() -> None:
+    """On the terminal, while standard output gets nothing but the answer."""
+    async with running(FakeNode()) as node:
+        for _ in range(20):
+            node.make()
+        node.held[11] = asyncio.Event()
+        terminal = Terminal()
+        words = ("index", "fetch", "--rpc", node.url, "--from", "1", "--to", "20", "--json")
+        fetching = await terminal.run(*words, piped=True)
+        await terminal.until("10 of 20 heights")
+        assert "50%" in terminal.drawn
+        node.held[11].set()
+        out, _ = await fetching.communicate()
+        assert [block["height"] for block in json.loads(out)["blocks"]] == list(range(1, 21))
 
 
 async def test_a_worker_announces_the_chain_it_reads() -> None:

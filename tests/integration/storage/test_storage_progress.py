@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pty
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.terminal import Terminal
 
 from leasehold.app.running import Running, write_running
 from leasehold.core.errors import LeaseholdError
@@ -84,40 +83,6 @@ async def provider(root: Path) -> AsyncIterator[Volumes]:
             )  # fmt: skip
             write_running(root, found)
             yield volumes
-
-
-class Terminal:
-    """A command of ours on a terminal of its own; what it draws can be waited for."""
-
-    def __init__(self) -> None:
-        self.drawn = ""
-        self._more = asyncio.Event()
-
-    async def run(self, *words: str) -> asyncio.subprocess.Process:
-        ours, theirs = pty.openpty()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "leasehold", *words, stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**os.environ, "TERM": "xterm"},
-        )  # fmt: skip
-        os.close(theirs)
-        loop = asyncio.get_running_loop()
-
-        def readable() -> None:
-            try:
-                self.drawn += os.read(ours, 65536).decode(errors="replace")
-            except OSError:  # the other side is closed
-                loop.remove_reader(ours)
-                os.close(ours)
-            self._more.set()
-
-        loop.add_reader(ours, readable)
-        return process
-
-    async def until(self, text: str) -> None:
-        async with asyncio.timeout(30):
-            while text not in self.drawn:
-                self._more.clear()
-                await self._more.wait()
 
 
 async def test_a_terminal_shows_bytes_until_the_end(
