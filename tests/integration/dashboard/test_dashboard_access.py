@@ -84,6 +84,11 @@ def test_own_routes_show_only_what_is_own(live: Live, stranger: Key) -> None:
     for path in ("/deployment/1/manifests/kept?hash=a", "/deployment/1/manifests"):
         answer = get(live, path, token)
         assert answer.status_code == 404 or answer.json() == []
+    theirs = live.operator("/v1/volumes")[0]["id"]
+    for path in (f"/volumes/{theirs}/history", f"/volumes/{theirs}/diff?old=abcd"):
+        assert get(live, path, token).status_code == 404
+    own = sign_token(live.key, time.time())
+    assert get(live, f"/volumes/{theirs}/history", own).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/lease/1/1/1/shell", "/v1/leases/OWNER/1/1/1/shell"])

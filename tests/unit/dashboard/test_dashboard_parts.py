@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from leasehold.core.errors import LeaseholdError
 from leasehold.dashboard import parts, text
 from leasehold.dashboard.pages import find, images, menu
 from leasehold.dashboard.pages.lease_manifest import difference
+from leasehold.dashboard.pages.volumes import Volumes
 from leasehold.dashboard.signin import credential_of
 from leasehold.gateway.front import is_page
 from leasehold.market.accounts import Key
@@ -50,6 +52,21 @@ def test_a_fleet_is_shown_with_what_cools_down_in_it() -> None:
         assert any(node.find(said) for node in shown), said
     alone = images.fleet_view({"node": "", "health": None, "members": [], "cooling": []})
     assert alone[0].find("This node shares images with nobody.")
+
+
+def test_a_volume_shows_the_bytes_of_a_change_else_its_steps() -> None:
+    visit = SimpleNamespace(api=SimpleNamespace(is_operator=True))
+    page = Volumes(visit, {}, {})  # type: ignore[arg-type]
+    row = {"id": "r", "busy": "it is being moved to elsewhere"}
+    assert page._progress(row) is None
+    page.workflows = {"r": ["w", "workflow.move_started", "workflow.app_accepted"]}
+    steps = page._progress(row)
+    assert steps is not None and steps.find("step 2: app_accepted")
+    page.far = {"r": {"what": "copying", "done": 1 << 20, "total": 3 << 20}}
+    counted = page._progress(row)
+    assert counted is not None and counted.find("1.0 MiB of 3.0 MiB")
+    bar = next(node for node in counted.children if node.tag == "progress")
+    assert (bar.props["value"], bar.props["max"]) == (str(1 << 20), str(3 << 20))
 
 
 def test_every_state_has_a_shape_and_a_word() -> None:
