@@ -17,8 +17,7 @@ LEASES = 1_000
 LINES = 1_000_000
 FIRST_CONTENT = 1.0
 """Seconds from asking for a page to its first lines being in the document, by the browser's clock.
-On two cores 0.44 to 0.70 were
-measured for either page with a load of three, 0.5 to 0.95 with one of ten."""
+On two cores either page took 0.44 to 0.70 with a load of three, and 0.5 to 0.95 with ten."""
 
 TRIES = 10
 """A busy machine only adds to what a page needs, so the best of these counts."""
