@@ -218,7 +218,7 @@ def test_a_second_deployment_takes_the_host_name_over(stage: Stage, tmp_path: Pa
     )
     stage.run("deploy", str(second))
 
-    port = int(stage.json("lease", "status", "1")["uris"][0].rpartition(":")[2])
+    port = httpx.URL(stage.json("lease", "status", "1")["uris"][0]).port or 80
 
     def says() -> str:
         return httpx.get(f"http://127.0.0.1:{port}/", headers={"host": "hello.localhost"}).text
