@@ -223,7 +223,7 @@ def test_the_image_s_recipe_copies_what_it_builds(tmp_path: Path) -> None:
                     shutil.copytree(ROOT / name, target, dirs_exist_ok=True)
                 else:
                     shutil.copy(ROOT / name, target)
-    assert (tmp_path / "run.txt").exists()
+    assert (tmp_path / "traces.txt").exists()
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "made",
          tmp_path],
