@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,10 @@ import hypothesis
 import pytest
 
 from leasehold.core.clock import VirtualClock
+
+# As in a provider: gRPC's handlers would start threads in every child that is forked, and a process
+# with threads gets no user namespace. Read when gRPC is first imported.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # An example that hangs must fail; one that is slow because the machine is busy must not.
 hypothesis.settings.register_profile("leasehold", deadline=5000)

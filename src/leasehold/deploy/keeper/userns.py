@@ -8,6 +8,7 @@ container's overlay, so one copy serves every range (7 microseconds a mount, no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from leasehold.deploy.keeper import linux
@@ -22,16 +23,22 @@ def open_userns(base: int, size: int) -> int:
         code = 1
         with contextlib.suppress(BaseException):
             os.close(done_w)
-            linux.unshare(linux.CLONE_NEWUSER)
-            os.write(ready_w, b"1")
+            try:
+                linux.unshare(linux.CLONE_NEWUSER)
+            except OSError as error:
+                os.write(ready_w, bytes([error.errno or errno.EINVAL]))
+                raise
+            os.write(ready_w, b"\0")
             os.read(done_r, 1)
             code = 0
         os._exit(code)
     os.close(ready_w)
     os.close(done_r)
     try:
-        if os.read(ready_r, 1) != b"1":
-            raise OSError("this kernel refuses new user namespaces")
+        refused = os.read(ready_r, 1)
+        if refused != b"\0":
+            why = os.strerror(refused[0]) if refused else "the process ended"
+            raise OSError(f"this kernel refuses new user namespaces: {why}")
         for name in ("uid_map", "gid_map"):
             with open(f"/proc/{child}/{name}", "w", encoding="ascii") as table:
                 table.write(f"0 {base} {size}")
