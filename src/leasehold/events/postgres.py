@@ -96,7 +96,7 @@ class PostgresLog(GroupCommit):
                 batch = await self._submitted.get()
                 try:
                     if db is None or db.is_closed():
-                        db = await asyncpg.connect(self.url)
+                        db = await writer.connect(self.url)
                     await self._store_or_part(db, batch)
                 except AWAY as error:
                     refusal = unavailable(

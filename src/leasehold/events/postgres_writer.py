@@ -2,7 +2,8 @@
 
 The transaction begins with the advisory lock of all writers, so batches of several instances come
 one after the other: ``seq`` is the commit order and has no gaps. A batch is a few set-wise
-statements, however many appends it holds.
+statements, however many appends it holds; what each round trip costs limits the log, so those without
+parameters travel together.
 """
 
 from __future__ import annotations
@@ -22,25 +23,47 @@ from leasehold.events.log import StaleOwner
 CHANNEL = "leasehold_events"
 """Where others are told of a batch: ``who before after``, the writer and its sequence numbers."""
 
+STORE = (
+    "WITH heads AS ("
+    "INSERT INTO entities (eid, kind, id, head, head_seq)"
+    " SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[])"
+    " ON CONFLICT (eid) DO UPDATE SET head = excluded.head, head_seq = excluded.head_seq)"
+    " INSERT INTO events (seq, eid, id, parent, type, data, at) SELECT * FROM"
+    " unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[],"
+    " $11::bytea[], $12::float8[])"
+)
+
+
+BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""Every statement of a writer looks rows up by their keys. The planner does not know that while it
+has no statistics of a new table, reads all of it for each batch, and gets slower with every event."""
+
+
+async def connect(url: str) -> asyncpg.Connection[Any]:
+    """A connection for :func:`commit`."""
+    return await asyncpg.connect(url, server_settings=BY_KEY)
+
 
 async def commit(
     db: asyncpg.Connection[Any], batch: Sequence[Request], at: float, who: str
 ) -> tuple[int, int]:
     """Decide and store ``batch``, tell everybody; the newest ``seq`` before and after it."""
-    async with db.transaction():
-        await db.execute("SELECT pg_advisory_xact_lock($1)", WRITERS_LOCK)
+    await db.execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+    try:
         last_seq, last_eid = await db.fetchrow("SELECT last_seq, last_eid FROM counters")
         heads, last_eid = await _heads(db, batch, last_eid)
         known = await _known(db, batch, heads)
         refused = await _fence(db, batch)
         decided = decide(batch, at, heads, known, last_seq, lambda r: refused.get(id(r)))
         await _store(db, decided, heads)
-        await db.execute(
-            "UPDATE counters SET last_seq = $1, last_eid = $2", decided.last_seq, last_eid
-        )
+        end = f"UPDATE counters SET last_seq = {decided.last_seq:d}, last_eid = {last_eid:d};"
         if decided.fresh or decided.timers:
-            word = f"{who} {last_seq} {decided.last_seq}"
-            await db.execute("SELECT pg_notify($1, $2)", CHANNEL, word)
+            end += f" NOTIFY {CHANNEL}, '{who} {last_seq:d} {decided.last_seq:d}';"
+        await db.execute(f"{end} COMMIT")
+    except BaseException:
+        if not db.is_closed() and db.is_in_transaction():
+            await db.execute("ROLLBACK")
+        raise
     return last_seq, decided.last_seq
 
 
@@ -128,29 +151,21 @@ async def _store(
     db: asyncpg.Connection[Any], decided: Batch, heads: dict[Entity, HeadState]
 ) -> None:
     if decided.changed:
-        changed = decided.changed.items()
+        changed, fresh = decided.changed.items(), decided.fresh
         await db.execute(
-            "INSERT INTO entities (eid, kind, id, head, head_seq)"
-            " SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[])"
-            " ON CONFLICT (eid) DO UPDATE SET head = excluded.head, head_seq = excluded.head_seq",
+            STORE,
             [h.eid for _, h in changed],
             [e.kind for e, _ in changed],
             [e.id for e, _ in changed],
             [h.id for _, h in changed],
             [h.seq for _, h in changed],
-        )
-    if decided.fresh:
-        await db.execute(
-            "INSERT INTO events (seq, eid, id, parent, type, data, at) SELECT * FROM"
-            " unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[],"
-            " $6::bytea[], $7::float8[])",
-            [e.seq for e in decided.fresh],
-            [heads[e.entity].eid for e in decided.fresh],
-            [e.id for e in decided.fresh],
-            [e.parent for e in decided.fresh],
-            [e.type for e in decided.fresh],
-            [e.data for e in decided.fresh],
-            [e.at for e in decided.fresh],
+            [e.seq for e in fresh],
+            [heads[e.entity].eid for e in fresh],
+            [e.id for e in fresh],
+            [e.parent for e in fresh],
+            [e.type for e in fresh],
+            [e.data for e in fresh],
+            [e.at for e in fresh],
         )
     for head, timer in decided.timers:
         await db.execute(*_timer(head.eid, timer))
