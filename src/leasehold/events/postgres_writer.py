@@ -2,8 +2,8 @@
 
 The transaction begins with the advisory lock of all writers, so batches of several instances come
 one after the other: ``seq`` is the commit order and has no gaps. A batch is a few set-wise
-statements, however many appends it holds; what each round trip costs limits the log, so those without
-parameters travel together.
+statements, however many appends it holds. Round trips limit the log, so statements without parameters
+travel together.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STORE = (
 
 
 BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
-"""Every statement of a writer looks rows up by their keys. The planner does not know that while it
-has no statistics of a new table, reads all of it for each batch, and gets slower with every event."""
+"""Every statement of a writer looks rows up by their keys. Without statistics of a new table the
+planner would read all of it for each batch, which gets slower with every event."""
 
 
 async def connect(url: str) -> asyncpg.Connection[Any]:
