@@ -2,8 +2,8 @@
 
 The transaction begins with the advisory lock of all writers, so batches of several instances come
 one after the other: ``seq`` is the commit order and has no gaps. A batch is a few set-wise
-statements, however many appends it holds. Round trips limit the log, so statements without parameters
-travel together.
+statements, however many appends it holds. Round trips limit the log, so statements without
+parameters travel together.
 """
 
 from __future__ import annotations
