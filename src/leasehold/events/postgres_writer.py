@@ -50,8 +50,7 @@ async def commit(
     """Decide and store ``batch``, tell everybody; the newest ``seq`` before and after it."""
     await db.execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
     try:
-        last_seq, last_eid = await db.fetchrow("SELECT last_seq, last_eid FROM counters")
-        heads, last_eid = await _heads(db, batch, last_eid)
+        heads, last_seq, last_eid = await _heads(db, batch)
         known = await _known(db, batch, heads)
         refused = await _fence(db, batch)
         decided = decide(batch, at, heads, known, last_seq, lambda r: refused.get(id(r)))
@@ -104,22 +103,28 @@ async def _fence(
 
 
 async def _heads(
-    db: asyncpg.Connection[Any], batch: Sequence[Request], last_eid: int
-) -> tuple[dict[Entity, HeadState], int]:
+    db: asyncpg.Connection[Any], batch: Sequence[Request]
+) -> tuple[dict[Entity, HeadState], int, int]:
+    """Where the batch's entities are; the newest ``seq`` and ``eid``, new entities counted."""
     wanted = list({request.entity for request in batch})
     rows = await db.fetch(
-        "SELECT e.kind, e.id, e.eid, e.head, e.head_seq"
-        " FROM unnest($1::text[], $2::text[]) AS w (kind, id)"
-        " JOIN entities e ON e.kind = w.kind AND e.id = w.id",
+        "SELECT c.last_seq, c.last_eid, e.kind, e.id, e.eid, e.head, e.head_seq FROM counters c"
+        " LEFT JOIN (unnest($1::text[], $2::text[]) AS w (kind, id)"
+        " JOIN entities e ON e.kind = w.kind AND e.id = w.id) ON true",
         [e.kind for e in wanted],
         [e.id for e in wanted],
     )
-    heads = {Entity(r[0], r[1]): HeadState(r[2], r[3], r[4], True) for r in rows}
+    last_seq, last_eid = rows[0][:2]
+    heads = {
+        Entity(kind, id): HeadState(eid, head, seq, True)
+        for _, _, kind, id, eid, head, seq in rows
+        if eid is not None
+    }
     for entity in wanted:
         if entity not in heads:
             last_eid += 1
             heads[entity] = HeadState(last_eid, None, 0, False)
-    return heads, last_eid
+    return heads, last_seq, last_eid
 
 
 async def _known(
