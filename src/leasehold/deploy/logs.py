@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import io
+import itertools
 import os
 import shutil
 from collections import deque
@@ -22,6 +23,12 @@ import msgspec
 from leasehold.core.errors import not_found
 
 CHUNK = 256 * 1024
+BATCH = 10_000
+"""About as many lines are read before somebody gets them."""
+
+LOOKS = 20
+"""Times a follower looks for its place among files that are being renamed."""
+
 TAIL_LIMIT = 100_000
 """Most lines a reader may ask for at the end of each log."""
 
@@ -76,17 +83,19 @@ class _Reader:
         self.replica = int(path.stem)
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         self._rest = b""
+        self.behind = False
+        """There is more than the last call of ``more`` gave."""
 
     def start(self, tail: int | None) -> list[Line]:
         """What there is already, rotated files included: all of it, or the last lines."""
-        older = sorted(
-            (p for p in self.path.parent.glob(f"{self.path.name}.*") if p.suffix[1:].isdigit()),
-            key=lambda p: -int(p.suffix[1:]),
-        )
+        mine = os.fstat(self._file.fileno()).st_ino
+        older = list(itertools.takewhile(lambda found: found[0] != mine, self._files()))
         if tail is not None:
             self._file.seek(_last(self._file, tail))
         lines = self.more()
-        for path in reversed(older):
+        while self.behind:
+            lines += self.more()
+        for _, path in reversed(older):
             if tail is not None and len(lines) >= tail:
                 break
             with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
@@ -96,28 +105,65 @@ class _Reader:
         return lines if tail is None else lines[max(0, len(lines) - tail) :]
 
     def more(self) -> list[Line]:
-        """What was written since the last call."""
+        """What was written since the last call; with ``behind`` not all of it."""
         found: list[Line] = []
-        while True:
-            data = self._file.read(CHUNK)
-            if data:
-                *whole, self._rest = (self._rest + data).split(b"\n")
-                found += self._parse(whole)
-            elif not self._next_file():
+        while len(found) < BATCH:
+            if data := self._file.read(CHUNK):
+                found += self._take(data)
+                continue
+            following = self._following()
+            if following is None:
+                self.behind = False
                 return found
+            # Nothing is written to a file once there is a next one: now its end is its end.
+            while data := self._file.read(CHUNK):
+                found += self._take(data)
+            self._file.close()
+            self._file, self._rest = following, b""
+        self.behind = True
+        return found
 
-    def _next_file(self) -> bool:
-        """Go on with the new file when the one we read was rotated away."""
-        try:
-            current = os.stat(self.path).st_ino
-        except FileNotFoundError:
-            return False
-        if current == os.fstat(self._file.fileno()).st_ino:
-            return False
-        self._file.close()
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-        self._rest = b""
-        return True
+    def _take(self, data: bytes) -> list[Line]:
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        return self._parse(whole)
+
+    def _following(self) -> io.FileIO | None:
+        """The file after the one we read, opened; None when ours is the newest.
+
+        While files are being renamed ours may not be found: then we look again. One that is gone
+        for good was rotated out before we came to its end: we go on with the oldest.
+        """
+        mine = os.fstat(self._file.fileno()).st_ino
+        for look in range(LOOKS):
+            files = self._files()
+            inodes = [inode for inode, _ in files]
+            if mine in inodes:
+                at = inodes.index(mine) + 1
+            elif look == LOOKS - 1:
+                at = 0
+            else:
+                continue
+            if at == len(files):
+                return None
+            inode, path = files[at]
+            with contextlib.suppress(FileNotFoundError):
+                file = open(path, "rb", buffering=0)  # noqa: SIM115 (ours until closed)
+                if os.fstat(file.fileno()).st_ino == inode:
+                    return file
+                file.close()
+        return None
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """Inode and path of each file of this log, oldest first."""
+        name = self.path.name
+        numbers = (p.suffix[1:] for p in self.path.parent.glob(f"{name}.*"))
+        rotated = sorted((int(n) for n in numbers if n.isdigit()), reverse=True)
+        found = []
+        # Being rotated the newest but one is called so for a moment.
+        for path in (*(f"{name}.{n}" for n in rotated), f"{name}.new", name):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((os.stat(self.path.parent / path).st_ino, self.path.parent / path))
+        return found
 
     def _parse(self, lines: list[bytes]) -> list[Line]:
         found = []
@@ -194,6 +240,8 @@ async def read(
             first = False
             if watch is None or ended is None:
                 return
+            if any(reader.behind for reader in readers.values()):
+                continue
             if ended.is_set() and not lines:
                 return
             await _either(watch.changed, ended)
