@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -84,9 +85,10 @@ def keepers(state: Path) -> list[int]:
     wanted = (f"{state}/deploy/keeper", f"{state}/node")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        if words[-1].decode(errors="replace") in wanted:
-            found.append(int(process.name))
+        with contextlib.suppress(OSError):  # it may end while we look
+            words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            if words[-1].decode(errors="replace") in wanted:
+                found.append(int(process.name))
     assert len(found) == 2, found
     return found
 

@@ -27,6 +27,7 @@ from leasehold.cli.client import operator
 from leasehold.node.cgroups import key_of
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "packages"
+GONE_WAIT = 10.0
 UP_WAIT = 60.0
 
 SETTINGS = """
@@ -193,7 +194,12 @@ def live(registry: RunningRegistry) -> Iterator[Live]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        left = debris.find(state, mark=mark) + _groups(state / "node")
+        # What was killed may take a moment to be gone from /proc on a busy machine.
+        end = time.monotonic() + GONE_WAIT
+        while (left := debris.find(state, mark=mark) + _groups(state / "node")) and (
+            time.monotonic() < end
+        ):
+            time.sleep(0.05)
         shutil.rmtree(state)
     assert not left, left
 
