@@ -106,6 +106,7 @@ async def test_manager_worker_and_scheduler(tmp_path: Path) -> None:
                 return bool(groups.get("cosmos", {}).get("active"))
 
             await until(online)
+            await until(lambda: client.get(f"{schedule}/health"))
             added = await processes.output(
                 "schedule", "add", "cosmos", node.chain_id, "--every", "200ms", "--enable",
                 "--url", schedule,
